@@ -1,0 +1,316 @@
+r"""Proven Lipschitz constants: of torch modules, and of scikit-learn transformers.
+
+A rule is looked up by exact type. What has no rule is refused: a certificate that rests on a guess
+is worse than none. Nothing here samples or estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from sklip import layers
+from sklip.norms import convolution_norm_upper, matrix_norm_upper
+
+__all__ = [
+    "lipschitz_bound",
+    "register_lipschitz_bound",
+    "register_transformer_bound",
+    "transformer_bound",
+]
+
+Rule = TypeVar("Rule", bound=Callable[[Any], float])
+
+_MODULE_RULES: dict[type, Callable[[Any], float]] = {}
+_TRANSFORMER_RULES: dict[type, Callable[[Any], float]] = {}
+
+
+def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Decorator: the function bounds the Lipschitz constant of modules of exactly these types.
+
+    Parameters
+    ----------
+    *module_types : type
+        Classes of modules. Subclasses are not covered.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip.bounds import lipschitz_bound, register_lipschitz_bound
+    >>> class Negate(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return -x
+    >>> @register_lipschitz_bound(Negate)
+    ... def _(module):
+    ...     return 1.0
+    >>> lipschitz_bound(Negate())
+    1.0
+    """
+
+    def register(rule: Rule) -> Rule:
+        for module_type in module_types:
+            _MODULE_RULES[module_type] = rule
+        return rule
+
+    return register
+
+
+def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rule]:
+    """Decorator: the function bounds the L2 Lipschitz constant of fitted transformers of these types.
+
+    Parameters
+    ----------
+    *transformer_types : type
+        Classes of scikit-learn transformers. Subclasses are not covered.
+
+    Examples
+    --------
+    >>> from sklearn.base import BaseEstimator, TransformerMixin
+    >>> from sklip.bounds import register_transformer_bound, transformer_bound
+    >>> class Halve(TransformerMixin, BaseEstimator):
+    ...     def fit(self, X, y=None):
+    ...         self.n_features_in_ = X.shape[1]
+    ...         return self
+    ...     def transform(self, X):
+    ...         return X / 2
+    >>> @register_transformer_bound(Halve)
+    ... def _(transformer):
+    ...     return 0.5
+    >>> import numpy as np
+    >>> transformer_bound(Halve().fit(np.ones((2, 2))))
+    0.5
+    """
+
+    def register(rule: Rule) -> Rule:
+        for transformer_type in transformer_types:
+            _TRANSFORMER_RULES[transformer_type] = rule
+        return rule
+
+    return register
+
+
+def lipschitz_bound(module: nn.Module) -> float:
+    r"""Proven L with :math:`\|f(x) - f(x')\|_2 \le L \|x - x'\|_2` for the exact function of `module`.
+
+    The bound comes from the weights alone, in float64, with its own rounding charged: matrices by
+    their largest singular value, convolutions by the supremum of their symbol, a chain by the
+    product. It speaks of each sample of a batch, flattened to a vector, and of exact arithmetic: the
+    rounding of the forward pass itself is not part of it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A module all of whose parts have a rule, in the state in which it will be used.
+
+    Returns
+    -------
+    bound : float
+
+    Raises
+    ------
+    TypeError
+        For a part without a rule (subclasses of known layers included), with hooks, or with a
+        replaced ``forward``; :func:`register_lipschitz_bound` adds a rule.
+    ValueError
+        For weights that are not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip import lipschitz_bound
+    >>> linear = torch.nn.Linear(2, 2)
+    >>> with torch.no_grad():
+    ...     _ = linear.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+    >>> round(lipschitz_bound(torch.nn.Sequential(linear, torch.nn.ReLU())), 9)
+    2.0
+    """
+    rule = _MODULE_RULES.get(type(module))
+    if rule is None:
+        raise TypeError(
+            f"{type(module).__name__} has no Lipschitz bound; use a layer that has one, or add a "
+            "proven rule with sklip.bounds.register_lipschitz_bound."
+        )
+    _refuse_altered(module)
+    return rule(module)
+
+
+def _refuse_altered(module: nn.Module) -> None:
+    """Refuse a module that computes something else than its class says."""
+    name = type(module).__name__
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+    )
+    if any(hooks):
+        raise TypeError(f"{name} has forward hooks, which may change its output; remove them.")
+    if {"forward", "_forward_impl", "_conv_forward", "__call__"} & set(vars(module)):
+        raise TypeError(f"{name} has a replaced forward method; restore the one of its class.")
+
+
+@register_lipschitz_bound(nn.Linear)
+def _linear(module: nn.Linear) -> float:
+    return matrix_norm_upper(module.weight)
+
+
+@register_lipschitz_bound(nn.Conv2d)
+def _conv2d(module: nn.Conv2d) -> float:
+    if module.padding_mode == "circular":
+        _check_circular(module)
+    elif module.padding_mode != "zeros":
+        raise TypeError(
+            f"Conv2d with padding_mode={module.padding_mode!r} has no Lipschitz bound; use 'zeros' "
+            "or 'circular'."
+        )
+    down, right = module.dilation
+    out_channels, in_channels, height, width = module.weight.shape
+    dilated = module.weight.new_zeros(
+        out_channels, in_channels, down * (height - 1) + 1, right * (width - 1) + 1
+    )
+    dilated[:, :, ::down, ::right] = module.weight.detach()
+    stride = (module.stride[0], module.stride[1])
+    # Groups act on channels of their own: the largest norm counts.
+    return max(convolution_norm_upper(part, stride) for part in dilated.chunk(module.groups))
+
+
+def _check_circular(module: nn.Conv2d) -> None:
+    """Where circular padding wraps a pixel twice, the supremum of the symbol is no bound."""
+    if tuple(module.stride) != (1, 1):
+        raise TypeError(
+            "Conv2d with circular padding and a stride has no Lipschitz bound, as it depends on the "
+            "size of the map; use padding_mode='zeros'."
+        )
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if module.padding != "same" and module.padding != "valid":
+        padding = (int(module.padding[0]), int(module.padding[1]))
+        if any(2 * p > span for p, span in zip(padding, spans, strict=True)):
+            raise TypeError(
+                "Conv2d with circular padding has no Lipschitz bound if 2 * padding exceeds "
+                f"dilation * (kernel_size - 1), got padding={padding}; lower padding."
+            )
+
+
+@register_lipschitz_bound(
+    nn.Identity,
+    nn.ReLU,
+    nn.Tanh,
+    layers.Center,
+    layers.Flatten,
+    layers.FullSort,
+    layers.GroupSort,
+    layers.GroupSort2,
+)
+def _one(module: nn.Module) -> float:
+    return 1.0
+
+
+@register_lipschitz_bound(nn.Flatten)
+def _flatten(module: nn.Flatten) -> float:
+    if module.start_dim != 1:
+        raise TypeError(f"Flatten must keep the samples apart, got start_dim={module.start_dim}.")
+    return 1.0
+
+
+@register_lipschitz_bound(nn.LeakyReLU)
+def _leaky_relu(module: nn.LeakyReLU) -> float:
+    return max(1.0, abs(float(module.negative_slope)))
+
+
+@register_lipschitz_bound(nn.Dropout, nn.Dropout2d)
+def _dropout(module: nn.Dropout) -> float:
+    if module.training:
+        raise TypeError("Dropout in training mode is random and has no bound; call module.eval().")
+    return 1.0
+
+
+@register_lipschitz_bound(layers.Scale, layers.ScaledL2NormPool2d, layers.ScaledAvgPool2d)
+def _scaled(module: layers.Scale) -> float:
+    return module.k
+
+
+@register_lipschitz_bound(nn.Sequential)
+def _sequential(module: nn.Sequential) -> float:
+    bound = math.prod(lipschitz_bound(child) for child in module)
+    return bound * (1 + len(module) * 2.0**-52)  # the product's own rounding
+
+
+@register_lipschitz_bound(
+    layers.SpectralLinear,
+    layers.SpectralConv2d,
+    layers.OrthogonalConv2d,
+    layers.Sequential,
+)
+def _constrained(module: nn.Module) -> float:
+    return lipschitz_bound(layers.to_torch(module))
+
+
+def transformer_bound(transformer: Any) -> float:
+    r"""Proven L2 Lipschitz constant of a fitted scikit-learn transformer.
+
+    Parameters
+    ----------
+    transformer : fitted transformer, "passthrough" or None
+        StandardScaler, MinMaxScaler, a Pipeline of such, or a type with a registered rule.
+
+    Returns
+    -------
+    bound : float
+
+    Raises
+    ------
+    TypeError
+        For a transformer without a rule; :func:`register_transformer_bound` adds one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.preprocessing import MinMaxScaler
+    >>> from sklip.bounds import transformer_bound
+    >>> round(transformer_bound(MinMaxScaler().fit(np.array([[0.0], [4.0]]))), 9)
+    0.25
+    """
+    if transformer is None or transformer == "passthrough":
+        return 1.0
+    rule = _TRANSFORMER_RULES.get(type(transformer))
+    if rule is None:
+        raise TypeError(
+            f"{type(transformer).__name__} has no Lipschitz bound, so a radius can't be brought "
+            "back to the units of its input; leave the step out, transform X beforehand and certify "
+            "in the transformed units, or add a proven rule with "
+            "sklip.bounds.register_transformer_bound."
+        )
+    check_is_fitted(transformer)
+    return rule(transformer)
+
+
+def _largest(factors: Any) -> float:
+    """Largest absolute factor of a diagonal map, with the rounding of the map's own arithmetic."""
+    largest = float(np.max(np.abs(np.asarray(factors, dtype=np.float64))))
+    if not math.isfinite(largest):
+        raise ValueError(f"the transformer's scale must be finite and non-zero, got {largest}.")
+    return largest * (1 + 2.0**-50)
+
+
+@register_transformer_bound(StandardScaler)
+def _standard_scaler(scaler: StandardScaler) -> float:
+    return 1.0 if scaler.scale_ is None else _largest(1.0 / scaler.scale_)
+
+
+@register_transformer_bound(MinMaxScaler)
+def _min_max_scaler(scaler: MinMaxScaler) -> float:
+    return _largest(scaler.scale_)
+
+
+@register_transformer_bound(Pipeline)
+def _pipeline(pipeline: Pipeline) -> float:
+    bound = math.prod(transformer_bound(step) for _, step in pipeline.steps)
+    return bound * (1 + len(pipeline.steps) * 2.0**-52)

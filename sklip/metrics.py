@@ -1,0 +1,194 @@
+r"""Metrics of certified robustness: arrays in, one float out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+
+__all__ = [
+    "average_certified_radius_score",
+    "average_signed_radius_score",
+    "certified_accuracy_score",
+]
+
+
+def check_eps(eps: float) -> float:
+    """Return `eps` as a float if it is a perturbation budget: finite and at least 0."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be a finite number of at least 0, got {eps!r}.")
+    return float(eps)
+
+
+def _check_radii(radii: ArrayLike) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = column_or_1d(radii, dtype=np.float64)
+    if np.isnan(values).any() or (values < 0).any():
+        raise ValueError("radii must be at least 0 and not NaN.")
+    return values
+
+
+def _check_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
+    if sample_weight is None:
+        return None
+    weight: NDArray[np.float64] = check_array(
+        sample_weight, dtype=np.float64, ensure_2d=False, input_name="sample_weight"
+    )
+    if weight.shape != (n_samples,):
+        raise ValueError(
+            f"sample_weight.shape == {weight.shape}, expected {(n_samples,)}."
+        )
+    if (weight < 0).any() or not weight.any():
+        raise ValueError("sample_weight must be at least 0 and not all zero.")
+    return weight
+
+
+def certified_accuracy_score(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    radii: ArrayLike,
+    *,
+    eps: float,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    r"""Share of samples predicted right with a certified radius above `eps`.
+
+    No perturbation of L2 length `eps` or less can bring the accuracy on these samples below it.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        True labels.
+    y_pred : array-like of shape (n_samples,)
+        Predicted labels.
+    radii : array-like of shape (n_samples,)
+        Certified radii of the predictions; L2, in the units of X.
+    eps : float
+        Perturbation budget, at least 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights.
+
+    Returns
+    -------
+    score : float
+        Between 0 and 1.
+
+    Examples
+    --------
+    >>> from sklip.metrics import certified_accuracy_score
+    >>> certified_accuracy_score([0, 1, 1], [0, 1, 0], [0.7, 0.3, 0.9], eps=0.5)
+    0.3333333333333333
+    """
+    eps = check_eps(eps)
+    certified = _check_radii(radii) > eps
+    right = _right(y_true, y_pred, certified)
+    return float(np.average(right & certified, weights=_check_weight(sample_weight, len(right))))
+
+
+def average_certified_radius_score(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    radii: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    r"""Mean certified radius, a wrong prediction counting 0: the tutorial's mean certificate.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        True labels.
+    y_pred : array-like of shape (n_samples,)
+        Predicted labels.
+    radii : array-like of shape (n_samples,)
+        Certified radii of the predictions; L2, in the units of X.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights.
+
+    Returns
+    -------
+    score : float
+        L2, in the units of X.
+
+    Examples
+    --------
+    >>> from sklip.metrics import average_certified_radius_score
+    >>> round(average_certified_radius_score([0, 1, 1], [0, 1, 0], [0.7, 0.2, 0.9]), 4)
+    0.3
+    """
+    values = _check_radii(radii)
+    right = _right(y_true, y_pred, values)
+    counted = np.where(right, values, 0.0)
+    return float(np.average(counted, weights=_check_weight(sample_weight, len(right))))
+
+
+def average_signed_radius_score(
+    y_true: ArrayLike,
+    scores: ArrayLike,
+    *,
+    classes: ArrayLike,
+    lipschitz_bound: float = 1.0,
+    disjoint_neurons: bool = False,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    r"""Mean margin to the true class over :math:`\sqrt2 L` (or 2L), negative where it is wrong.
+
+    The tutorial's mean certificate with negative robustness: unlike the average certified radius, it
+    says how wrong a wrong prediction is.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        True labels, each one of `classes`.
+    scores : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Logits: one column a class, or, for two classes, one logit that is positive for the second.
+    classes : array-like of shape (n_classes,)
+        Labels in the order of the columns, as in ``clf.classes_``.
+    lipschitz_bound : float, default=1.0
+        L: the constant of the whole output vector or, for disjoint neurons, of each logit.
+    disjoint_neurons : bool, default=False
+        Whether each logit is L-Lipschitz on its own, which divides by 2L instead of :math:`\sqrt2 L`.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Sample weights.
+
+    Returns
+    -------
+    score : float
+        L2, in the units of the network's input.
+
+    Examples
+    --------
+    >>> from sklip.metrics import average_signed_radius_score
+    >>> average_signed_radius_score([1, 0], [0.5, 0.25], classes=[0, 1])
+    0.125
+    """
+    if not 0 < lipschitz_bound < math.inf:
+        raise ValueError(f"lipschitz_bound must be positive and finite, got {lipschitz_bound!r}.")
+    logits = check_array(scores, dtype=np.float64, ensure_2d=False)
+    labels = np.asarray(classes)
+    targets = column_or_1d(y_true)
+    check_consistent_length(targets, logits)
+    matches = targets[:, None] == labels[None, :]
+    if not matches.any(axis=1).all():
+        raise ValueError(f"y_true must contain only labels of classes, got classes={classes!r}.")
+    n_columns = 1 if logits.ndim == 1 else logits.shape[1]
+    if n_columns != (len(labels) if logits.ndim == 2 else len(labels) - 1):
+        raise ValueError(
+            f"scores must have one column a class, got shape {logits.shape} for "
+            f"{len(labels)} classes."
+        )
+    if logits.ndim == 1:
+        radii = np.where(matches[:, 1], logits, -logits) / lipschitz_bound
+    else:
+        rival = np.where(matches, -np.inf, logits).max(axis=1)
+        divisor = (2.0 if disjoint_neurons else math.sqrt(2)) * lipschitz_bound
+        radii = (logits[matches] - rival) / divisor
+    return float(np.average(radii, weights=_check_weight(sample_weight, len(radii))))
+
+
+def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:
+    check_consistent_length(y_true, y_pred, radii)
+    right: NDArray[np.bool_] = column_or_1d(y_true) == column_or_1d(y_pred)
+    return right
