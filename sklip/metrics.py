@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
+from sklip.inputs import check_sample_weight
+
 __all__ = [
     "average_certified_radius_score",
     "average_signed_radius_score",
@@ -28,21 +30,6 @@ def _check_radii(radii: ArrayLike) -> NDArray[np.float64]:
     if np.isnan(values).any() or (values < 0).any():
         raise ValueError("radii must be at least 0 and not NaN.")
     return values
-
-
-def _check_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
-    if sample_weight is None:
-        return None
-    weight: NDArray[np.float64] = check_array(
-        sample_weight, dtype=np.float64, ensure_2d=False, input_name="sample_weight"
-    )
-    if weight.shape != (n_samples,):
-        raise ValueError(
-            f"sample_weight.shape == {weight.shape}, expected {(n_samples,)}."
-        )
-    if (weight < 0).any() or not weight.any():
-        raise ValueError("sample_weight must be at least 0 and not all zero.")
-    return weight
 
 
 def certified_accuracy_score(
@@ -84,7 +71,7 @@ def certified_accuracy_score(
     eps = check_eps(eps)
     certified = _check_radii(radii) > eps
     right = _right(y_true, y_pred, certified)
-    return float(np.average(right & certified, weights=_check_weight(sample_weight, len(right))))
+    return float(np.average(right & certified, weights=check_sample_weight(sample_weight, len(right))))
 
 
 def average_certified_radius_score(
@@ -121,7 +108,7 @@ def average_certified_radius_score(
     values = _check_radii(radii)
     right = _right(y_true, y_pred, values)
     counted = np.where(right, values, 0.0)
-    return float(np.average(counted, weights=_check_weight(sample_weight, len(right))))
+    return float(np.average(counted, weights=check_sample_weight(sample_weight, len(right))))
 
 
 def average_signed_radius_score(
@@ -185,7 +172,7 @@ def average_signed_radius_score(
         rival = np.where(matches, -np.inf, logits).max(axis=1)
         divisor = (2.0 if disjoint_neurons else math.sqrt(2)) * lipschitz_bound
         radii = (logits[matches] - rival) / divisor
-    return float(np.average(radii, weights=_check_weight(sample_weight, len(radii))))
+    return float(np.average(radii, weights=check_sample_weight(sample_weight, len(radii))))
 
 
 def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:

@@ -2,9 +2,12 @@ r"""1-Lipschitz networks, put together from the layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
+from typing import Any, Self
 
 from torch import nn
 
@@ -19,7 +22,7 @@ from sklip.layers import (
     SpectralLinear,
 )
 
-__all__ = ["lipschitz_cnn", "lipschitz_mlp", "tutorial_cnn"]
+__all__ = ["NetworkPlan", "lipschitz_cnn", "lipschitz_mlp", "tutorial_cnn"]
 
 
 def lipschitz_mlp(
@@ -152,3 +155,74 @@ def _dense(
         layers += [SpectralLinear(before, after), GroupSort2()]
     return [*layers, SpectralLinear(widths[-1], n_outputs)]
 
+
+
+_DENSE_SIZES = {"mlp": (128, 128), "cnn": (256, 256)}
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """All that is needed to build a network: now, and again when a stored model is loaded."""
+
+    architecture: str | Callable[[tuple[int, ...], int], nn.Module]
+    input_shape: tuple[int, ...]
+    n_outputs: int
+    conv_channels: tuple[int, ...]
+    hidden_layer_sizes: tuple[int, ...]
+
+    @classmethod
+    def resolve(
+        cls,
+        architecture: str | Callable[[tuple[int, ...], int], nn.Module],
+        input_shape: tuple[int, ...],
+        n_outputs: int,
+        *,
+        conv_channels: Any,
+        hidden_layer_sizes: Any,
+    ) -> Self:
+        """Replace every "auto" by what it stands for, and check the rest."""
+        if callable(architecture):
+            return cls(architecture, input_shape, n_outputs, (), ())
+        if architecture == "auto":
+            architecture = "cnn" if len(input_shape) == 3 else "mlp"
+        if architecture == "cnn" and len(input_shape) != 3:
+            raise ValueError(
+                "architecture='cnn' needs images; pass X of shape (n_samples, channels, height, "
+                "width), or flat rows with input_shape=(channels, height, width)."
+            )
+        if isinstance(hidden_layer_sizes, str):
+            hidden_layer_sizes = _DENSE_SIZES[architecture]
+        return cls(
+            architecture,
+            input_shape,
+            n_outputs,
+            _widths("conv_channels", conv_channels) if architecture == "cnn" else (),
+            _widths("hidden_layer_sizes", hidden_layer_sizes),
+        )
+
+    def build(self) -> nn.Module:
+        """Return a new network; its weights come from torch's default generator."""
+        if callable(self.architecture):
+            network = self.architecture(self.input_shape, self.n_outputs)
+            if not isinstance(network, nn.Module):
+                raise TypeError(
+                    "architecture must return a torch.nn.Module, got "
+                    f"{type(network).__name__}."
+                )
+            return network
+        if self.architecture == "cnn":
+            return lipschitz_cnn(
+                self.input_shape, self.n_outputs, self.conv_channels, self.hidden_layer_sizes
+            )
+        return lipschitz_mlp(self.input_shape, self.n_outputs, self.hidden_layer_sizes)
+
+
+def _widths(name: str, value: Any) -> tuple[int, ...]:
+    sizes = tuple(value)
+    for size in sizes:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 2 or size % 2:
+            raise ValueError(
+                f"{name} must be positive even integers, as GroupSort2 sorts pairs of channels, got "
+                f"{value!r}."
+            )
+    return tuple(int(size) for size in sizes)

@@ -1,0 +1,74 @@
+"""Where networks lie, what seeds them, and how they are stored: torch's side of an estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from torch import nn
+
+__all__ = [
+    "available_device",
+    "draw_seed",
+    "from_arrays",
+    "resolve_device",
+    "seeded",
+    "to_arrays",
+]
+
+
+def resolve_device(device: str | torch.device) -> str:
+    """Return the first CUDA device if there is one, else the CPU; or the one that is named."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device must name a device of this machine, got {str(device)!r}; available are "
+            f"{available}, and 'auto' picks one."
+        ) from error
+    return str(device)
+
+
+def available_device(device: str) -> str:
+    """Return `device`, or "cpu" where this machine has no such device: a stored model must load."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return "cpu"
+
+
+def draw_seed(random_state: Any) -> int:
+    """Return an integer seed drawn as scikit-learn's `random_state` says."""
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's default generators inside, and leave them as they were."""
+    on_cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if on_cuda else []):
+        # torch.manual_seed would seed every device; only those forked may be touched.
+        torch.random.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
+    """Return the parameters and buffers of `module` as NumPy arrays."""
+    return {name: value.cpu().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def from_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:
+    """Load arrays of :func:`to_arrays` into `module`, which takes their precision."""
+    values = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    module.load_state_dict(values, assign=True)
+    return module

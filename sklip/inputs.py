@@ -1,0 +1,130 @@
+r"""How X comes in: tables, flat images, image arrays; NumPy, pandas, torch.
+
+Everything ends as rows, (n_samples, n_features), which scikit-learn validates, and as an
+`input_shape` that says how the network is to see a row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_array
+
+__all__ = [
+    "as_rows",
+    "cast_rows",
+    "check_input_shape",
+    "check_sample_weight",
+    "encode_labels",
+    "inferred_input_shape",
+]
+
+_CHANNEL_COUNTS = (1, 3, 4)
+
+
+def check_input_shape(input_shape: Any) -> tuple[int, int, int] | None:
+    """Return `input_shape` as (C, H, W), or None."""
+    if input_shape is None:
+        return None
+    shape = tuple(input_shape)
+    if len(shape) != 3 or not all(
+        isinstance(side, int | np.integer) and not isinstance(side, bool) and side >= 1
+        for side in shape
+    ):
+        raise ValueError(
+            "input_shape must be three positive integers (channels, height, width), got "
+            f"{input_shape!r}."
+        )
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tuple[int, ...] | None:
+    """The shape in which the network sees a row; None for what scikit-learn's check must refuse."""
+    shape = getattr(X, "shape", None)
+    if input_shape is not None or shape is None or len(shape) not in (3, 4):
+        return input_shape
+    if len(shape) == 3:
+        return (1, *shape[1:])
+    if shape[3] in _CHANNEL_COUNTS and shape[1] > shape[3]:
+        raise ValueError(
+            f"X of shape {tuple(shape)} looks like images with the channels last; pass "
+            f"input_shape=({shape[3]}, {shape[1]}, {shape[2]}) to have them read so, or transpose "
+            "X to (n_samples, channels, height, width)."
+        )
+    return tuple(shape[1:])
+
+
+def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
+    """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu().numpy()
+    shape = getattr(X, "shape", None)
+    if shape is None or len(shape) not in (3, 4) or input_shape is None:
+        return X
+    images = np.asarray(X)
+    got = (1, *images.shape[1:]) if images.ndim == 3 else images.shape[1:]
+    if len(input_shape) == 3:
+        channels_last = (*input_shape[1:], input_shape[0])
+        if images.ndim == 4 and got == channels_last and got != input_shape:
+            images, got = images.transpose(0, 3, 1, 2), input_shape
+    if got != input_shape:
+        expected = f"images of shape {input_shape}" if len(input_shape) == 3 else "flat rows"
+        raise ValueError(
+            f"X has images of shape {tuple(got)}, but {estimator_name} is expecting {expected} as "
+            "input."
+        )
+    return images.reshape(len(images), math.prod(input_shape))
+
+
+def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return rows in the network's precision; a value that it can't hold is an error."""
+    with np.errstate(over="ignore"):
+        cast: NDArray[Any] = rows.astype(dtype, copy=False)
+    if cast.dtype != rows.dtype and not np.isfinite(cast).all():
+        raise ValueError(f"Input X contains infinity or a value too large for {cast.dtype!r}.")
+    return cast
+
+
+def encode_labels(
+    labels: NDArray[Any], classes: NDArray[Any], repeated_classes: ArrayLike | None
+) -> NDArray[np.intp]:
+    """Return the index of each label in `classes`.
+
+    `repeated_classes` is what a later call of partial_fit gave as classes, if anything.
+    """
+    if repeated_classes is not None and not np.array_equal(np.unique(repeated_classes), classes):
+        raise ValueError(
+            f"classes must be those of the first call to partial_fit, {classes.tolist()}, got "
+            f"{np.asarray(repeated_classes).tolist()}."
+        )
+    codes: NDArray[np.intp] = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    unseen = np.unique(labels[classes[codes] != labels])
+    if len(unseen):
+        raise ValueError(
+            f"y contains labels that are not in classes={classes.tolist()}: {unseen.tolist()}."
+        )
+    return codes
+
+
+def check_sample_weight(
+    sample_weight: ArrayLike | None, n_samples: int
+) -> NDArray[np.float64] | None:
+    """Return weights as floats, checked to be one a sample, at least 0 and not all 0."""
+    if sample_weight is None:
+        return None
+    weight: NDArray[np.float64] = check_array(
+        sample_weight, dtype=np.float64, ensure_2d=False, input_name="sample_weight"
+    )
+    if weight.ndim != 1:
+        raise ValueError(f"sample_weight must be 1D, got shape {weight.shape}.")
+    if weight.shape != (n_samples,):
+        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_samples,)}!")
+    if (weight < 0).any():
+        raise ValueError("Negative values in data passed to `sample_weight`.")
+    if not weight.any():
+        raise ValueError("sample_weight must contain at least one non-zero value.")
+    return weight

@@ -1,0 +1,61 @@
+"""The constructor's constraints, and what "auto" stands for."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+# scikit-learn has no public way to state constraints, and its own checks (check_param_validation)
+# read the attribute that these classes fill. This is the only place that imports them.
+from sklearn.utils._param_validation import Interval, StrOptions
+
+__all__ = ["CONSTRAINTS", "resolve_dtype", "resolve_max_epochs"]
+
+_AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "loss": [StrOptions({"tau_cross_entropy", "hkr"})],
+    "tau": [Interval(Real, 0, None, closed="neither")],
+    "min_margin": [Interval(Real, 0, None, closed="neither")],
+    "alpha": [Interval(Real, 0, None, closed="both")],  # infinity: the hinge alone
+    "architecture": [StrOptions({"auto", "mlp", "cnn"}), callable],
+    "input_shape": ["array-like", None],
+    "conv_channels": ["array-like"],
+    "hidden_layer_sizes": ["array-like", StrOptions({"auto"})],
+    "max_epochs": [_AT_LEAST_ONE, StrOptions({"auto"})],
+    "batch_size": [_AT_LEAST_ONE],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [_AT_LEAST_ONE],
+    "class_weight": [StrOptions({"balanced"}), dict, None],
+    "warm_start": ["boolean"],
+    "device": [str, torch.device],
+    "dtype": [StrOptions({"auto", "float32", "float64"})],
+    "callbacks": [list, tuple, None],
+    "verbose": ["verbose"],
+    "random_state": ["random_state"],
+}
+
+# Optimiser steps that train a small data set well: the digits (8 steps an epoch) take 125 epochs.
+_ENOUGH_STEPS = 1000
+_FEWEST_EPOCHS = 10
+# Up to this many values, float64 costs little and gives up less of a radius to rounding.
+_SMALL_TABLE = 2**20
+
+
+def resolve_max_epochs(max_epochs: int | str, n_samples: int, batch_size: int) -> int:
+    """At least 10 epochs, and at least 1000 steps."""
+    if isinstance(max_epochs, str):
+        return max(_FEWEST_EPOCHS, -(-_ENOUGH_STEPS // -(-n_samples // batch_size)))
+    return int(max_epochs)
+
+
+def resolve_dtype(dtype: str, is_image: bool, n_values: int) -> str:
+    """float64 for small tables, float32 for images and everything large."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if is_image or n_values > _SMALL_TABLE else "float64"

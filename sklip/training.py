@@ -1,0 +1,340 @@
+r"""The skorch net and its batches: the hot loop.
+
+Tensors in, a trained module out. Nothing here knows scikit-learn's validation.
+
+The whole data set lies on the device as one tensor and a batch is a slice of it: skorch's default
+of one indexing call a sample and a collate function costs eight times more. Inside an epoch nothing
+asks the device for a value; sums are kept there and read once, at the epoch's end.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sklip.layers import retract_
+
+__all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData"]
+
+# Rows a forward pass without gradients takes at once: bounds memory whatever n is.
+INFERENCE_ROWS = 2048
+
+
+class Batch(tuple[Tensor, Tensor]):
+    """The pair (X, y) that skorch's callbacks expect, carrying the samples' weights beside it."""
+
+    sample_weight: Tensor | None
+
+    @classmethod
+    def of(cls, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> Batch:
+        """Return the pair with its weights."""
+        batch = cls((X, y))
+        batch.sample_weight = sample_weight
+        return batch
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Samples on the training device: inputs, targets and weights (None: all one)."""
+
+    X: Tensor
+    y: Tensor
+    sample_weight: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
+        """Yield batches, in random order if a generator is given."""
+        n_samples = len(self)
+        if generator is None or n_samples <= batch_size:
+            # One full batch keeps its order: equal sums, whatever the generator's state.
+            for start in range(0, n_samples, batch_size):
+                yield self._batch(slice(start, start + batch_size))
+            return
+        order = torch.randperm(n_samples, generator=generator).to(self.X.device)
+        for indices in order.split(batch_size):
+            yield self._batch(indices)
+
+    def _batch(self, rows: slice | Tensor) -> Batch:
+        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        return Batch.of(self.X[rows], self.y[rows], weight)
+
+
+class EpochReport(Callback):  # type: ignore[misc]
+    """Prints a line an epoch, and shows a bar over the batches of epochs that take long."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Print loss, accuracy and mean certificate of the epoch that ended."""
+        row = net.history[-1]
+        last = net.planned_epochs
+        line = f"epoch {row['epoch']:>{len(str(last))}}/{last}"
+        for prefix, title in (("train", ""), ("valid", "validation ")):
+            if f"{prefix}_accuracy" in row:
+                line += (
+                    f"  {title}loss {row[f'{prefix}_loss']:.4f}"
+                    f"  {title}accuracy {row[f'{prefix}_accuracy']:.4f}"
+                    f"  {title}mean certificate {row[f'{prefix}_mean_certificate']:.4f}"
+                )
+        tqdm.write(f"{line}  {row['seconds']:.1f} s")
+
+
+class StopEarly(EarlyStopping):  # type: ignore[misc]
+    """Ends training when the validation loss stalls, and restores the best epoch's weights."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(
+            monitor="valid_loss",
+            patience=patience,
+            threshold=1e-4,
+            # An HKR loss may be negative, where a relative threshold means the opposite.
+            threshold_mode="abs",
+            load_best=True,
+        )
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Judge the epoch, unless a later partial_fit trains without validation data."""
+        if "valid_loss" in net.history[-1]:
+            super().on_epoch_end(net, **kwargs)
+
+
+class LipschitzNet(NeuralNet):  # type: ignore[misc]
+    """skorch net that keeps constrained layers orthogonal and moves whole tensors.
+
+    Parameters
+    ----------
+    module, criterion, **kwargs
+        As for skorch's NeuralNet. The criterion takes (logits, target, sample_weight).
+    schedule : {"one_cycle", "constant"}
+        Course of the learning rate over a call of ``partial_fit``.
+    shuffle_seed : int
+        Seed of the order of the samples.
+    report : bool
+        Whether to print a line an epoch, and to record the training accuracy for it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        criterion: nn.Module,
+        *,
+        schedule: str = "one_cycle",
+        shuffle_seed: int = 0,
+        report: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.schedule = schedule
+        self.shuffle_seed = shuffle_seed
+        self.report = report
+        super().__init__(module, criterion, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [("report", EpochReport())] if self.report else []
+
+    def initialize_module(self) -> LipschitzNet:
+        """Take the module as it is, and start the order of the samples anew."""
+        super().initialize_module()
+        self._generator = torch.Generator().manual_seed(self.shuffle_seed)
+        return self
+
+    def train(self, data: TensorData, validation: TensorData | None, epochs: int) -> LipschitzNet:
+        """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
+        self.planned_epochs = len(self.history) + epochs
+        self._validation = validation
+        self._step_schedule = self._make_schedule(epochs * -(-len(data) // self.batch_size))
+        self._stopped_by_callback = False
+        before = copy.deepcopy(self.module_.state_dict())
+        self.notify("on_train_begin", X=data, y=None)
+        try:
+            self.fit_loop(data, epochs=epochs)
+        except Exception:
+            # A model that was being trained further stays as it was.
+            self.module_.load_state_dict(before)
+            self.initialize_optimizer()
+            raise
+        except KeyboardInterrupt:
+            # skorch's callbacks end training by this exception, and so does a user at the keyboard.
+            if not self._stopped_by_callback:
+                warnings.warn(
+                    "Training interrupted by user; the model is the one reached so far.",
+                    stacklevel=4,
+                )
+        finally:
+            del self._validation, self._step_schedule
+        self.notify("on_train_end", X=data, y=None)
+        return self
+
+    def epoch_rows(self) -> list[dict[str, Any]]:
+        """Return what was recorded of each epoch."""
+        return [
+            {name: value for name, value in row.items() if name != "batches"}
+            for row in self.history
+        ]
+
+    def restore_history(self, rows: list[dict[str, Any]]) -> None:
+        """Take up the history of a stored net."""
+        for row in rows:
+            self.history.new_epoch()
+            for name, value in row.items():
+                self.history.record(name, value)
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call the callbacks, and remember if one of them ended training."""
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt:
+            self._stopped_by_callback = True
+            raise
+
+    def _make_schedule(self, n_steps: int) -> Callable[[], None]:
+        if self.schedule == "constant" or n_steps < 2:
+            for group in self.optimizer_.param_groups:
+                group["lr"] = self.lr
+            return _no_step
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer_, max_lr=self.lr, total_steps=n_steps
+        )
+        steps = iter(range(n_steps - 1))  # the first rate is set by the constructor
+
+        def step() -> None:
+            if next(steps, None) is not None:
+                cycle.step()
+
+        return step
+
+    def get_split_datasets(
+        self, X: TensorData, y: None = None, **fit_params: Any
+    ) -> tuple[TensorData, TensorData | None]:
+        """Return the data and the validation data given to `train`."""
+        return X, self._validation
+
+    def get_iterator(self, dataset: TensorData, training: bool = False) -> _Epoch:
+        """Return an object whose iterator yields one epoch's batches."""
+        batch_size = self.batch_size if training else INFERENCE_ROWS
+        return _Epoch(dataset, batch_size, self._generator if training else None)
+
+    def infer(self, x: Tensor, **fit_params: Any) -> Tensor:
+        """Return the logits of a batch that lies on the device already."""
+        logits: Tensor = self.module_(x, **fit_params)
+        return logits
+
+    def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
+        """Gradient, optimiser step, and back to orthogonality."""
+        self.module_.train()
+        self.optimizer_.zero_grad(set_to_none=True)
+        X, y = batch
+        logits = self.infer(X, **fit_params)
+        loss = self.criterion_(logits, y, batch.sample_weight)
+        loss.backward()
+        self.notify(
+            "on_grad_computed",
+            named_parameters=self.module_.named_parameters(),
+            batch=batch,
+            training=True,
+        )
+        self.optimizer_.step()
+        retract_(self.module_)
+        self._step_schedule()
+        return {"loss": loss.detach(), "y_pred": logits.detach()}
+
+    def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
+        """Logits and loss without gradients."""
+        self.module_.eval()
+        X, y = batch
+        with torch.no_grad():
+            logits = self.infer(X, **fit_params)
+            loss = self.criterion_(logits, y, batch.sample_weight)
+        return {"loss": loss, "y_pred": logits}
+
+    def run_single_epoch(
+        self,
+        iterator: _Epoch | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[..., dict[str, Tensor]],
+        **fit_params: Any,
+    ) -> None:
+        """One pass over the data; the epoch's means are read from the device at its end."""
+        if iterator is None:
+            return
+        start = time.perf_counter()
+        with_metrics = self.report or not training
+        sums: Tensor | None = None
+        for batch in tqdm(
+            iterator, desc=prefix, leave=False, delay=2.0, disable=None if self.report else True
+        ):
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            self.history.record_batch(prefix + "_batch_size", len(batch[0]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+            part = _batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
+            sums = part if sums is None else sums + part
+        assert sums is not None, "validated data has at least one row"
+        total, *means = sums.tolist()
+        means = [mean / total for mean in means]
+        if not math.isfinite(means[0]):
+            raise ValueError(
+                f"Training produced a non-finite loss in epoch {len(self.history)} with "
+                f"learning_rate={self.lr!r}. Lower learning_rate, or scale X if it contains large "
+                "values."
+            )
+        names = ["loss", "accuracy", "mean_certificate"]
+        for name, mean in zip(names, means, strict=False):
+            self.history.record(f"{prefix}_{name}", mean)
+        self.history.record(f"{prefix}_batch_count", len(iterator))
+        earlier = 0.0 if training else self.history[-1]["seconds"]
+        self.history.record("seconds", earlier + time.perf_counter() - start)
+
+
+def _no_step() -> None:
+    """Leave the learning rate as it is."""
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What skorch calls an iterator: a fresh pass over the data at each ``iter``."""
+
+    data: TensorData
+    batch_size: int
+    generator: torch.Generator | None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.data.batches(self.batch_size, self.generator)
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+
+def _batch_sums(loss: Tensor, logits: Tensor, batch: Batch, with_metrics: bool) -> Tensor:
+    """(weight, weight * loss[, weight * right, weight * certificate]), without leaving the device."""
+    weight = batch.sample_weight
+    total = torch.full_like(loss, len(logits)) if weight is None else weight.sum()
+    if not with_metrics:
+        return torch.stack((total, total * loss))
+    margins = _signed_margins(logits, batch[1])
+    right = (margins > 0).to(loss.dtype)
+    radii = margins.clamp(min=0)
+    if weight is not None:
+        right, radii = right * weight, radii * weight
+    return torch.stack((total, total * loss, right.sum(), radii.sum()))
+
+
+def _signed_margins(logits: Tensor, target: Tensor) -> Tensor:
+    """Margin of the true class in the units of the input, for a network of constant 1."""
+    if logits.shape[1] == 1:
+        return torch.where(target > 0, logits[:, 0], -logits[:, 0])
+    true = logits.gather(1, target.unsqueeze(1))
+    rival = logits.scatter(1, target.unsqueeze(1), -math.inf).amax(1)
+    return (true.squeeze(1) - rival) / math.sqrt(2)
