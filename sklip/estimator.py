@@ -49,7 +49,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     loss : {"tau_cross_entropy", "hkr"}, default="tau_cross_entropy"
         Training loss: cross-entropy with temperature `tau`, or the hinge-regularised
         Kantorovich-Rubinstein loss with `min_margin` and `alpha`.
-    tau : float, default=10.0
+    tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
         margins, in the units of X, that training asks for. ``predict_proba`` is the softmax of
         tau times the logits.
@@ -168,7 +168,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         loss: str = "tau_cross_entropy",
         *,
-        tau: float = 10.0,
+        tau: float = 3.0,
         min_margin: float = 0.2,
         alpha: float = 50.0,
         architecture: Any = "auto",
