@@ -56,7 +56,7 @@ def seeded(seed: int, device: str) -> Iterator[None]:
     on_cuda = torch.device(device).type == "cuda"
     with torch.random.fork_rng(devices=[torch.device(device)] if on_cuda else []):
         # torch.manual_seed would seed every device; only those forked may be touched.
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if on_cuda:
             torch.cuda.manual_seed(seed)
         yield

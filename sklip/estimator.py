@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from sklip import losses, networks
 from sklip.bounds import lipschitz_bound
-from sklip.devices import available_device, draw_seed, from_arrays, resolve_device, seeded, to_arrays
+from sklip.devices import (
+    available_device,
+    draw_seed,
+    from_arrays,
+    resolve_device,
+    seeded,
+    to_arrays,
+)
 from sklip.inputs import (
     as_rows,
     cast_rows,
@@ -34,6 +41,7 @@ from sklip.radii import certified_radii, margin_bounds
 from sklip.training import INFERENCE_ROWS, LipschitzNet, StopEarly, TensorData
 
 __all__ = ["LipschitzClassifier"]
+
 
 class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Neural-network classifier whose every prediction comes with a certified radius.
@@ -290,10 +298,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows, codes, weight = self._read_training_data(X, y, sample_weight, classes, first=first)
         seed = draw_seed(self.random_state)
         with seeded(seed, self.device_):
-            if first:
-                net = self._make_net(self._build_network(rows, weight), seed)
-            else:
-                net = self.net_
+            net = self._make_net(self._build_network(rows, weight), seed) if first else self.net_
             net.schedule = "constant"
             epochs_before = len(net.history)
             net.train(self._tensors(rows, codes, weight), None, 1)
@@ -422,6 +427,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         first: bool,
     ) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.float64] | None]:
         """Validate everything and return rows, class codes and weights; sets what describes X, y."""
+        shape: tuple[int, ...] | None
         given_shape = check_input_shape(self.input_shape)
         shape = inferred_input_shape(X, given_shape) if first else self.input_shape_
         rows, labels = validate_data(
@@ -437,7 +443,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.device_ = resolve_device(self.device)
         if first:
             self.classes_ = np.unique(labels if classes is None else np.asarray(classes))
-            self.input_shape_ = (rows.shape[1],) if shape is None else shape
+            self.input_shape_: tuple[int, ...] = (rows.shape[1],) if shape is None else shape
             self.dtype_ = resolve_dtype(self.dtype, len(self.input_shape_) == 3, rows.size)
         codes = encode_labels(labels, self.classes_, None if first else classes)
         if self.class_weight is not None:
@@ -492,7 +498,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         callbacks = list(copy.deepcopy(self.callbacks) or [])
         if self.early_stopping:
             callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
-        return LipschitzNet(
+        net = LipschitzNet(
             module,
             self._make_loss(),
             schedule=self.learning_rate_schedule,
@@ -506,7 +512,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             callbacks=callbacks,
             device=self.device_,
             verbose=int(self.verbose),
-        ).initialize()
+        )
+        net.initialize()
+        return net
 
     def _make_loss(self) -> nn.Module:
         binary = len(self.classes_) == 2
@@ -549,9 +557,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         writable = rows if rows.flags.writeable else rows.copy()
         return torch.from_numpy(writable).to(self.device_).view(-1, *self.input_shape_)
 
-    def _finish(
-        self, net: LipschitzNet, epochs_before: int, history: list[dict[str, Any]]
-    ) -> Self:
+    def _finish(self, net: LipschitzNet, epochs_before: int, history: list[dict[str, Any]]) -> Self:
         """Export the trained network and prove its bounds; only then is there a model."""
         module = polish_(net.module_)
         if not all(torch.isfinite(values).all() for values in module.state_dict().values()):

@@ -110,9 +110,7 @@ def encode_labels(
     return codes
 
 
-def check_sample_weight(
-    sample_weight: ArrayLike | None, n_samples: int
-) -> NDArray[np.float64] | None:
+def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
     """Return weights as floats, checked to be one a sample, at least 0 and not all 0."""
     if sample_weight is None:
         return None

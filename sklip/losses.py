@@ -107,9 +107,7 @@ class TauCrossEntropyLoss(nn.Module):
         super().__init__()
         self.tau = _positive("tau", tau)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         if sample_weight is None:
             return functional.cross_entropy(self.tau * logits, target) / self.tau
@@ -129,9 +127,7 @@ class MulticlassKRLoss(nn.Module):
     Serrurier et al. (2021), arXiv 2006.06520.
     """
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         return -_kr(logits, _one_hot(logits, target), sample_weight).mean()
 
@@ -156,9 +152,7 @@ class MulticlassHingeLoss(nn.Module):
         super().__init__()
         self.min_margin = _positive("min_margin", min_margin)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         hinge = _multiclass_hinge(logits, _one_hot(logits, target), self.min_margin)
         return _weighted_mean(hinge, sample_weight)
@@ -196,9 +190,7 @@ class MulticlassHKRLoss(nn.Module):
         self.min_margin = _positive("min_margin", min_margin)
         self.alpha = _non_negative("alpha", alpha)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         member = _one_hot(logits, target)
         kr = _kr(logits, member, sample_weight).mean()
@@ -219,9 +211,7 @@ class CategoricalHingeLoss(nn.Module):
         super().__init__()
         self.min_margin = _positive("min_margin", min_margin)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         member = _one_hot(logits, target)
         rival = logits.masked_fill(member, -math.inf).amax(1)
@@ -259,9 +249,7 @@ class MulticlassLogSumExpHKRLoss(nn.Module):
         self.alpha = _non_negative("alpha", alpha)
         self.penalty = _positive("penalty", penalty)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         member = _one_hot(logits, target)
         half = self.min_margin / 2
@@ -321,9 +309,7 @@ class MulticlassSoftHKRLoss(nn.Module):
         self.temperature = _positive("temperature", temperature)
         self.register_buffer("running_mean", torch.tensor(self.min_margin))
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar; in training mode the running mean moves on."""
         member = _one_hot(logits, target)
         with torch.no_grad():
@@ -365,9 +351,7 @@ class BinaryTauCrossEntropyLoss(nn.Module):
         super().__init__()
         self.tau = _positive("tau", tau)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         scores = _binary(logits)
         each = functional.binary_cross_entropy_with_logits(
@@ -386,9 +370,7 @@ class BinaryKRLoss(nn.Module):
     Serrurier et al. (2021), arXiv 2006.06520.
     """
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         member = (target > 0).unsqueeze(1)
         return -_kr(_binary(logits).unsqueeze(1), member, sample_weight).squeeze(0)
@@ -407,9 +389,7 @@ class BinaryHingeLoss(nn.Module):
         super().__init__()
         self.min_margin = _positive("min_margin", min_margin)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         scores = _binary(logits)
         signed = torch.where(target > 0, scores, -scores)
@@ -437,9 +417,7 @@ class BinaryHKRLoss(nn.Module):
         self.negative_kr = BinaryKRLoss()
         self.hinge = BinaryHingeLoss(min_margin)
 
-    def forward(
-        self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         kr = -self.negative_kr(logits, target, sample_weight)
         return _hkr(kr, self.hinge(logits, target, sample_weight), self.alpha)

@@ -163,8 +163,7 @@ def average_signed_radius_score(
     n_columns = 1 if logits.ndim == 1 else logits.shape[1]
     if n_columns != (len(labels) if logits.ndim == 2 else len(labels) - 1):
         raise ValueError(
-            f"scores must have one column a class, got shape {logits.shape} for "
-            f"{len(labels)} classes."
+            f"scores must have one column a class, got shape {logits.shape} for {len(labels)} classes."
         )
     if logits.ndim == 1:
         radii = np.where(matches[:, 1], logits, -logits) / lipschitz_bound

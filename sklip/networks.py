@@ -145,16 +145,13 @@ def tutorial_cnn(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     )
 
 
-def _dense(
-    n_features: int, hidden_layer_sizes: Sequence[int], n_outputs: int
-) -> list[nn.Module]:
+def _dense(n_features: int, hidden_layer_sizes: Sequence[int], n_outputs: int) -> list[nn.Module]:
     """Hidden dense layers with GroupSort2, and the head."""
     layers: list[nn.Module] = []
     widths = [n_features, *hidden_layer_sizes]
     for before, after in pairwise(widths):
         layers += [SpectralLinear(before, after), GroupSort2()]
     return [*layers, SpectralLinear(widths[-1], n_outputs)]
-
 
 
 _DENSE_SIZES = {"mlp": (128, 128), "cnn": (256, 256)}
@@ -206,8 +203,7 @@ class NetworkPlan:
             network = self.architecture(self.input_shape, self.n_outputs)
             if not isinstance(network, nn.Module):
                 raise TypeError(
-                    "architecture must return a torch.nn.Module, got "
-                    f"{type(network).__name__}."
+                    f"architecture must return a torch.nn.Module, got {type(network).__name__}."
                 )
             return network
         if self.architecture == "cnn":

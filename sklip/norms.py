@@ -43,7 +43,7 @@ def _up(value: float, operations: int = 4) -> float:
 
 
 def _shifted(gram: Tensor, shift: float, sign: float) -> Tensor:
-    """sign * (gram - shift I)."""
+    """Sign * (gram - shift I)."""
     shifted = sign * gram
     shifted.diagonal(dim1=-2, dim2=-1).sub_(sign * shift)
     return shifted
@@ -196,8 +196,7 @@ def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:
     largest = _up(_largest_eigenvalue_upper(grams) + gram_error)
     smallest = max(0.0, _smallest_eigenvalue_lower(grams) - gram_error)
     c = math.prod(
-        math.cos(math.pi * (taps - 1) / side)
-        for taps, side in zip((height, width), sides, strict=True)
+        math.cos(math.pi * (taps - 1) / side) for taps, side in zip((height, width), sides, strict=True)
     )
     c *= 1 - 16 * _U
     return _up(math.sqrt(_up(largest + (largest - smallest) / 2 * (1 / c - 1), 16)))
@@ -208,9 +207,7 @@ def _without_stride(kernel: Tensor, stride: tuple[int, int]) -> Tensor:
     out_channels, in_channels, height, width = kernel.shape
     down, right = stride
     rows, columns = -(-height // down), -(-width // right)
-    padded = torch.nn.functional.pad(
-        kernel, (0, columns * right - width, 0, rows * down - height)
-    )
+    padded = torch.nn.functional.pad(kernel, (0, columns * right - width, 0, rows * down - height))
     split = padded.view(out_channels, in_channels, rows, down, columns, right)
     return split.permute(0, 1, 3, 5, 2, 4).reshape(out_channels, -1, rows, columns)
 

@@ -166,15 +166,16 @@ class CertifiedAccuracyDisplay:
         self.ax_ = _axes(ax)
         self.figure_ = self.ax_.figure
         name = self.name if name is None else name
-        label = {} if name is None else {"label": name}
-        (self.line_,) = self.ax_.plot(self.eps, self.certified_accuracy, **label, **plot_kwargs)
+        if name is not None:
+            plot_kwargs = {"label": name, **plot_kwargs}
+        (self.line_,) = self.ax_.plot(self.eps, self.certified_accuracy, **plot_kwargs)
         self.ax_.set(
             xlabel="eps (L2, in the units of X)",
             ylabel="Certified accuracy",
             ylim=(0, 1.02),
             xlim=(0, None),
         )
-        if label:
+        if "label" in plot_kwargs:
             self.ax_.legend()
         return self
 
@@ -288,9 +289,7 @@ class TradeoffDisplay:
         style = {"marker": "o", **plot_kwargs}
         self.lines_ = [
             *self.ax_.plot(self.param_values, self.accuracy, label="accuracy", **style),
-            *self.ax_.plot(
-                self.param_values, self.robustness, label=self.robustness_name, **style
-            ),
+            *self.ax_.plot(self.param_values, self.robustness, label=self.robustness_name, **style),
         ]
         self.ax_.set(xscale="log", xlabel=self.param_name, ylabel="score", ylim=(0, 1.02))
         self.ax_.legend()

@@ -145,7 +145,7 @@ def margin_radii(
     if not 0 < lipschitz_bound < math.inf:
         raise ValueError(f"lipschitz_bound must be positive and finite, got {lipschitz_bound!r}.")
     if logits.ndim == 1:
-        return np.abs(logits) / lipschitz_bound
+        return np.asarray(np.abs(logits) / lipschitz_bound)
     top = np.partition(logits, -2, axis=1)[:, -2:]
     radii: NDArray[np.float64] = (top[:, 1] - top[:, 0]) / (
         (2.0 if disjoint_neurons else math.sqrt(2)) * lipschitz_bound

@@ -179,8 +179,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
     def epoch_rows(self) -> list[dict[str, Any]]:
         """Return what was recorded of each epoch."""
         return [
-            {name: value for name, value in row.items() if name != "batches"}
-            for row in self.history
+            {name: value for name, value in row.items() if name != "batches"} for row in self.history
         ]
 
     def restore_history(self, rows: list[dict[str, Any]]) -> None:

@@ -66,7 +66,7 @@ class GroupSort2(nn.Module):
         """Sort along axis 1 of an input of shape (n, channels, ...)."""
         _check_channels(x, 2)
         if x.requires_grad and torch.is_grad_enabled():
-            return _SortPairs.apply(x)  # type: ignore[no-any-return]
+            return _SortPairs.apply(x)  # type: ignore[no-any-return, no-untyped-call]
         first, second = x.unflatten(1, (-1, 2)).unbind(2)
         return torch.stack((torch.minimum(first, second), torch.maximum(first, second)), 2).flatten(
             1, 2
@@ -100,7 +100,8 @@ class GroupSort(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Sort along axis 1 of an input of shape (n, channels, ...)."""
         _check_channels(x, self.group_size)
-        return x.unflatten(1, (-1, self.group_size)).sort(dim=2).values.flatten(1, 2)
+        groups: Tensor = x.unflatten(1, (-1, self.group_size))
+        return groups.sort(dim=2).values.flatten(1, 2)
 
     def extra_repr(self) -> str:
         """Show the constructor's arguments."""

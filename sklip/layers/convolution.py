@@ -77,7 +77,7 @@ class _Convolution(OrthogonalLayer):
                 stride=self.stride,
                 padding=self.padding,
                 bias=self.bias is not None,
-                padding_mode=self.padding_mode,
+                padding_mode=self.padding_mode,  # type: ignore[arg-type]
                 device=weight.device,
                 dtype=weight.dtype,
             )
@@ -146,14 +146,11 @@ class SpectralConv2d(_Convolution):
         padding_mode: str = "zeros",
         k: float = 1.0,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, bias, padding_mode, k
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias, padding_mode, k)
         taps = math.prod(self.kernel_size)
         self.raw = nn.Parameter(orthogonal_init_(torch.empty(out_channels, in_channels * taps)))
         overlaps = math.prod(
-            math.ceil(size / step)
-            for size, step in zip(self.kernel_size, self.stride, strict=True)
+            math.ceil(size / step) for size, step in zip(self.kernel_size, self.stride, strict=True)
         )
         self._factor = self.k / math.sqrt(overlaps)
 
@@ -220,12 +217,8 @@ class OrthogonalConv2d(_Convolution):
         padding_mode: str = "zeros",
         k: float = 1.0,
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, bias, padding_mode, k
-        )
-        extra_taps = [
-            size - step for size, step in zip(self.kernel_size, self.stride, strict=True)
-        ]
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias, padding_mode, k)
+        extra_taps = [size - step for size, step in zip(self.kernel_size, self.stride, strict=True)]
         if min(extra_taps) < 0:
             raise ValueError(
                 f"kernel_size must be at least stride={self.stride} for an orthogonal convolution, "

@@ -150,7 +150,11 @@ def retract_after_step(optimizer: torch.optim.Optimizer, module: nn.Module) -> N
     >>> bool(torch.linalg.matrix_norm(layer.weight, ord=2) <= 1.01)
     True
     """
-    optimizer.register_step_post_hook(lambda *_: retract_(module) and None)
+
+    def after_step(*_: Any) -> None:
+        retract_(module)
+
+    optimizer.register_step_post_hook(after_step)
 
 
 @torch.no_grad()

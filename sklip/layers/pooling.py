@@ -80,7 +80,7 @@ class ScaledL2NormPool2d(_Pool):
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, channels, H, W) to (n, channels, H // kh, W // kw)."""
         if x.requires_grad and torch.is_grad_enabled():
-            norm = _L2NormPool.apply(x, self.kernel_size)
+            norm: Tensor = _L2NormPool.apply(x, self.kernel_size)  # type: ignore[no-untyped-call]
         else:
             norm = _window_norms(x, self.kernel_size)
         return norm if self.k == 1.0 else self.k * norm

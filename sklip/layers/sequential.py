@@ -126,7 +126,7 @@ class Sequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers, then the factor that makes the constant k."""
         factor = self._factor
-        x = super().forward(x)
+        x = super().forward(x)  # type: ignore[no-untyped-call]
         return x if factor == 1.0 else factor * x
 
     def to_torch(self) -> nn.Sequential:
