@@ -22,6 +22,7 @@ from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
     "lipschitz_bound",
+    "refuse_altered",
     "register_lipschitz_bound",
     "register_transformer_bound",
     "transformer_bound",
@@ -138,11 +139,11 @@ def lipschitz_bound(module: nn.Module) -> float:
             f"{type(module).__name__} has no Lipschitz bound; use a layer that has one, or add a "
             "proven rule with sklip.bounds.register_lipschitz_bound."
         )
-    _refuse_altered(module)
+    refuse_altered(module)
     return rule(module)
 
 
-def _refuse_altered(module: nn.Module) -> None:
+def refuse_altered(module: nn.Module) -> None:
     """Refuse a module that computes something else than its class says."""
     name = type(module).__name__
     hooks = (

@@ -27,6 +27,7 @@ from sklip.devices import (
     to_arrays,
 )
 from sklip.inputs import (
+    as_numpy,
     as_rows,
     cast_rows,
     check_input_shape,
@@ -38,7 +39,13 @@ from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
 from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_max_epochs
 from sklip.radii import certified_radii, margin_bounds
-from sklip.training import INFERENCE_ROWS, LipschitzNet, StopEarly, TensorData
+from sklip.training import (
+    INFERENCE_ROWS,
+    LipschitzNet,
+    StopEarly,
+    TensorData,
+    check_callbacks,
+)
 
 __all__ = ["LipschitzClassifier"]
 
@@ -431,7 +438,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         given_shape = check_input_shape(self.input_shape)
         shape = inferred_input_shape(X, given_shape) if first else self.input_shape_
         rows, labels = validate_data(
-            self, as_rows(X, shape, type(self).__name__), y, reset=first, order="C"
+            self, as_rows(X, shape, type(self).__name__), as_numpy(y), reset=first, order="C"
         )
         check_classification_targets(labels)
         if given_shape is not None and rows.shape[1] != math.prod(given_shape):
@@ -440,8 +447,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{math.prod(given_shape)}."
             )
         weight = check_sample_weight(sample_weight, len(rows))
-        self.device_ = resolve_device(self.device)
         if first:
+            self.device_ = resolve_device(self.device)
             self.classes_ = np.unique(labels if classes is None else np.asarray(classes))
             self.input_shape_: tuple[int, ...] = (rows.shape[1],) if shape is None else shape
             self.dtype_ = resolve_dtype(self.dtype, len(self.input_shape_) == 3, rows.size)
@@ -495,7 +502,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
 
     def _make_net(self, module: nn.Module, seed: int) -> LipschitzNet:
-        callbacks = list(copy.deepcopy(self.callbacks) or [])
+        callbacks = check_callbacks(copy.deepcopy(self.callbacks))
         if self.early_stopping:
             callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
         net = LipschitzNet(

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
 __all__ = [
+    "as_numpy",
     "as_rows",
     "cast_rows",
     "check_input_shape",
@@ -58,10 +59,14 @@ def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tu
     return tuple(shape[1:])
 
 
+def as_numpy(values: Any) -> Any:
+    """Return a torch tensor as a NumPy array, anything else as it is."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
 def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
     """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu().numpy()
+    X = as_numpy(X)
     shape = getattr(X, "shape", None)
     if shape is None or len(shape) not in (3, 4) or input_shape is None:
         return X
@@ -115,7 +120,7 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDAr
     if sample_weight is None:
         return None
     weight: NDArray[np.float64] = check_array(
-        sample_weight, dtype=np.float64, ensure_2d=False, input_name="sample_weight"
+        as_numpy(sample_weight), dtype=np.float64, ensure_2d=False, input_name="sample_weight"
     )
     if weight.ndim != 1:
         raise ValueError(f"sample_weight must be 1D, got shape {weight.shape}.")

@@ -11,7 +11,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
-from sklip.bounds import lipschitz_bound, transformer_bound
+from sklip.bounds import lipschitz_bound, refuse_altered, transformer_bound
 from sklip.norms import row_distances_upper
 
 __all__ = ["certificates", "certified_radii", "margin_bounds", "margin_radii"]
@@ -43,7 +43,7 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     """
     chain = _flat_chain(network)
     if type(chain[-1]) is nn.Linear:
-        lipschitz_bound(chain[-1])  # refuses hooks and replaced methods
+        refuse_altered(chain[-1])
         body = lipschitz_bound(nn.Sequential(*chain[:-1]))
         weight = chain[-1].weight
         if n_outputs == 1:
@@ -61,7 +61,7 @@ def _flat_chain(network: nn.Module) -> list[nn.Module]:
     """The layers of nested plain Sequentials in order."""
     if type(network) is not nn.Sequential:
         return [network]
-    lipschitz_bound(nn.Sequential())  # global hooks are refused here, the children's below
+    refuse_altered(network)
     return [layer for child in network for layer in _flat_chain(child)] or [nn.Identity()]
 
 

@@ -23,9 +23,9 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sklip.layers import retract_
+from sklip.layers import project_gradients_, retract_
 
-__all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData"]
+__all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData", "check_callbacks"]
 
 # Rows a forward pass without gradients takes at once: bounds memory whatever n is.
 INFERENCE_ROWS = 2048
@@ -107,6 +107,19 @@ class StopEarly(EarlyStopping):  # type: ignore[misc]
         """Judge the epoch, unless a later partial_fit trains without validation data."""
         if "valid_loss" in net.history[-1]:
             super().on_epoch_end(net, **kwargs)
+
+
+def check_callbacks(callbacks: Any) -> list[Any]:
+    """Return `callbacks` as a list of skorch callbacks or (name, callback) pairs."""
+    checked = list(callbacks or [])
+    for entry in checked:
+        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                "callbacks must be skorch callbacks or (name, callback) pairs, got "
+                f"{type(callback).__name__}."
+            )
+    return checked
 
 
 class LipschitzNet(NeuralNet):  # type: ignore[misc]
@@ -243,6 +256,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             batch=batch,
             training=True,
         )
+        project_gradients_(self.module_)
         self.optimizer_.step()
         retract_(self.module_)
         self._step_schedule()

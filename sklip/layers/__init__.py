@@ -3,7 +3,13 @@
 from sklip.layers.activation import FullSort, GroupSort, GroupSort2
 from sklip.layers.convolution import OrthogonalConv2d, SpectralConv2d
 from sklip.layers.linear import SpectralLinear
-from sklip.layers.orthogonal import OrthogonalLayer, polish_, retract_, retract_after_step
+from sklip.layers.orthogonal import (
+    OrthogonalLayer,
+    keep_orthogonal,
+    polish_,
+    project_gradients_,
+    retract_,
+)
 from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
 from sklip.layers.sequential import Center, Flatten, Scale, Sequential, to_torch
 
@@ -21,8 +27,9 @@ __all__ = [
     "Sequential",
     "SpectralConv2d",
     "SpectralLinear",
+    "keep_orthogonal",
     "polish_",
+    "project_gradients_",
     "retract_",
-    "retract_after_step",
     "to_torch",
 ]

@@ -70,14 +70,16 @@ class _Convolution(OrthogonalLayer):
         """Return the plain ``nn.Conv2d`` that computes the same function."""
         with torch.no_grad():
             weight = self.weight
-            plain = nn.Conv2d(
+            # Without initial values: drawing them would move torch's global generator.
+            plain: nn.Conv2d = nn.utils.skip_init(
+                nn.Conv2d,
                 self.in_channels,
                 self.out_channels,
                 self.kernel_size,
                 stride=self.stride,
                 padding=self.padding,
                 bias=self.bias is not None,
-                padding_mode=self.padding_mode,  # type: ignore[arg-type]
+                padding_mode=self.padding_mode,
                 device=weight.device,
                 dtype=weight.dtype,
             )
@@ -160,9 +162,9 @@ class SpectralConv2d(_Convolution):
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
         return (self._factor * self.raw).view(shape)
 
-    def raw_matrices(self) -> Iterator[Tensor]:
-        """Yield the reshaped kernel, shape (1, out, in * kh * kw)."""
-        yield self.raw.unsqueeze(0)
+    def orthogonal_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the reshaped kernel, shape (out, in * kh * kw)."""
+        yield self.raw
 
 
 class OrthogonalConv2d(_Convolution):
@@ -254,8 +256,8 @@ class OrthogonalConv2d(_Convolution):
         kernel = kernel[..., : self.in_channels].permute(2, 3, 0, 1)
         return kernel if self.k == 1.0 else self.k * kernel
 
-    def raw_matrices(self) -> Iterator[Tensor]:
-        """Yield the projectors' bases and the patch matrix."""
+    def orthogonal_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the projectors' bases, shape (n, rank, inner), and the patch matrix."""
         if self.projectors.numel():
             yield self.projectors
-        yield self.mixing.unsqueeze(0)
+        yield self.mixing

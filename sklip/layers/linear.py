@@ -58,9 +58,9 @@ class SpectralLinear(OrthogonalLayer):
         """The matrix W in use, of shape (out_features, in_features)."""
         return self.raw if self.k == 1.0 else self.k * self.raw
 
-    def raw_matrices(self) -> Iterator[Tensor]:
-        """Yield the raw matrix, shape (1, out_features, in_features)."""
-        yield self.raw.unsqueeze(0)
+    def orthogonal_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the raw matrix, shape (out_features, in_features)."""
+        yield self.raw
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -68,7 +68,9 @@ class SpectralLinear(OrthogonalLayer):
 
     def to_torch(self) -> nn.Linear:
         """Return the plain ``nn.Linear`` that computes the same function."""
-        plain = nn.Linear(
+        # Without initial values: drawing them would move torch's global generator.
+        plain: nn.Linear = nn.utils.skip_init(
+            nn.Linear,
             self.in_features,
             self.out_features,
             bias=self.bias is not None,

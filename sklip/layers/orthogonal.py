@@ -16,18 +16,35 @@ the long matrix is read once and written once, whatever the number of iterations
 
 This costs less than the same iterations inside the autograd graph, which must be computed
 again in every forward pass and differentiated in every backward pass.
+
+Note [Tangent gradients]
+------------------------
+Most of the raw gradient G usually points off the constraint set: a loss with margins always wants
+longer weights. Adam would scale its steps by that part, which the retraction then takes away, and
+progress along the set would be slow. So the gradient is projected on the tangent space first,
+
+.. math:: G \leftarrow G - \tfrac12 (G W^T + W G^T) W .
+
+Gradients that have passed through an orthogonalisation in the graph come out like that by
+themselves.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OrthogonalLayer", "orthogonal_init_", "polish_", "retract_", "retract_after_step"]
+__all__ = [
+    "OrthogonalLayer",
+    "keep_orthogonal",
+    "orthogonal_init_",
+    "polish_",
+    "project_gradients_",
+    "retract_",
+]
 
 # Two iterations bring singular values within 0.1 of one to 1 - 3e-4 at worst.
 _STEPS_PER_UPDATE = 2
@@ -38,13 +55,13 @@ _SAFE_SQUARED_NORM = 2.9
 class OrthogonalLayer(nn.Module):
     """Base of the layers whose raw matrices are kept semi-orthogonal.
 
-    A subclass says by :meth:`raw_matrices` which of its parameters are concerned. They are
-    orthogonal from the start and remain so as long as :func:`retract_` follows each optimiser
+    A subclass says by :meth:`orthogonal_parameters` which of its parameters are concerned. They
+    are orthogonal from the start and remain so as long as :func:`retract_` follows each optimiser
     step.
     """
 
-    def raw_matrices(self) -> Iterator[Tensor]:
-        """Yield views, of shape (batch, rows, columns), of the matrices kept orthogonal."""
+    def orthogonal_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters, of shape (rows, columns) or (batch, rows, columns)."""
         raise NotImplementedError
 
 
@@ -93,12 +110,35 @@ def _orthogonal_layers(module: nn.Module) -> Iterator[OrthogonalLayer]:
             yield child
 
 
+def _batched_by_shape(
+    module: nn.Module,
+) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:
+    """Yield matrices of one shape with their gradients, as views with rows <= columns."""
+    groups: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor | None]]] = {}
+    for layer in _orthogonal_layers(module):
+        for parameter in layer.orthogonal_parameters():
+            matrices = _wide(parameter.detach())
+            key = (*matrices.shape[-2:], matrices.dtype, matrices.device)
+            members, gradients = groups.setdefault(key, ([], []))
+            members.append(matrices)
+            gradients.append(None if parameter.grad is None else _wide(parameter.grad))
+    yield from groups.values()
+
+
+def _stack(members: list[Tensor]) -> Tensor:
+    return members[0] if len(members) == 1 else torch.cat(members)
+
+
+def _unstack(batch: Tensor, members: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(members, batch.split([len(member) for member in members]), strict=True)
+
+
 @torch.no_grad()
 def retract_(module: nn.Module) -> nn.Module:
     r"""Bring every constrained matrix in `module` back to :math:`W W^T = I`, in place.
 
-    Call it after each optimiser step (or let :func:`retract_after_step` do so). Matrices of one
-    shape are treated in one batch. See Note [Retraction].
+    Call it after each optimiser step, or let :func:`keep_orthogonal` do so. Matrices of one shape
+    are treated in one batch. See Note [Retraction].
 
     Parameters
     ----------
@@ -120,40 +160,79 @@ def retract_(module: nn.Module) -> nn.Module:
     >>> bool(torch.linalg.matrix_norm(retract_(layer).weight, ord=2) <= 1.0001)
     True
     """
-    groups: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-    for layer in _orthogonal_layers(module):
-        for matrices in layer.raw_matrices():
-            wide = _wide(matrices)
-            groups[(*wide.shape[-2:], wide.dtype, wide.device)].append(wide)
-    for members in groups.values():
-        stacked = members[0] if len(members) == 1 else torch.cat(members)
-        result = _retracted(stacked, _STEPS_PER_UPDATE)
-        for member, part in zip(
-            members, result.split([len(member) for member in members]), strict=True
-        ):
+    for members, _ in _batched_by_shape(module):
+        for member, part in _unstack(_retracted(_stack(members), _STEPS_PER_UPDATE), members):
             member.copy_(part)
     return module
 
 
-def retract_after_step(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
-    """Have `optimizer` call ``retract_(module)`` at the end of each of its steps.
+@torch.no_grad()
+def project_gradients_(module: nn.Module) -> nn.Module:
+    r"""Project the gradients of the constrained matrices on the tangent space, in place.
+
+    Call it between the backward pass and the optimiser step, or let :func:`keep_orthogonal` do so.
+    See Note [Tangent gradients].
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    module : torch.nn.Module
+        The same object.
 
     Examples
     --------
     >>> import torch
-    >>> from sklip.layers import SpectralLinear, retract_after_step
+    >>> from sklip.layers import SpectralLinear, project_gradients_
+    >>> layer = SpectralLinear(4, 2)
+    >>> (layer.weight**2).sum().backward()  # constant on the constraint: nothing to gain
+    >>> bool(project_gradients_(layer).weight.grad.abs().max() < 1e-5)
+    True
+    """
+    for members, gradients in _batched_by_shape(module):
+        pairs = [(m, g) for m, g in zip(members, gradients, strict=True) if g is not None]
+        if not pairs:
+            continue
+        kept = [gradient for _, gradient in pairs]
+        matrices, gradient = _stack([matrix for matrix, _ in pairs]), _stack(kept)
+        inner = gradient @ matrices.mT
+        tangent = torch.baddbmm(gradient, inner + inner.mT, matrices, alpha=-0.5)
+        for member, part in _unstack(tangent, kept):
+            member.copy_(part)
+    return module
+
+
+def keep_orthogonal(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Have each step of `optimizer` project the gradients first and retract the weights after.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Optimiser of the parameters of `module`.
+    module : torch.nn.Module
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip.layers import SpectralLinear, keep_orthogonal
     >>> layer = SpectralLinear(4, 2)
     >>> optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    >>> retract_after_step(optimizer, layer)
+    >>> keep_orthogonal(optimizer, layer)
     >>> layer(torch.ones(1, 4)).sum().backward()
     >>> _ = optimizer.step()
     >>> bool(torch.linalg.matrix_norm(layer.weight, ord=2) <= 1.01)
     True
     """
 
+    def before_step(*_: Any) -> None:
+        project_gradients_(module)
+
     def after_step(*_: Any) -> None:
         retract_(module)
 
+    optimizer.register_step_pre_hook(before_step)
     optimizer.register_step_post_hook(after_step)
 
 
@@ -175,8 +254,8 @@ def polish_(module: nn.Module) -> nn.Module:
         The same object.
     """
     for layer in _orthogonal_layers(module):
-        for matrices in layer.raw_matrices():
-            wide = _wide(matrices)
+        for parameter in layer.orthogonal_parameters():
+            wide = _wide(parameter)
             precise = wide.double()
             eigenvalues, vectors = torch.linalg.eigh(precise @ precise.mT)
             negligible = eigenvalues <= 1e-14 * eigenvalues[..., -1:]
@@ -188,5 +267,6 @@ def polish_(module: nn.Module) -> nn.Module:
 
 
 def _wide(matrices: Tensor) -> Tensor:
-    """The same matrices as a view with rows <= columns."""
+    """The same matrices as a batch, a view with rows <= columns."""
+    matrices = matrices if matrices.ndim == 3 else matrices.unsqueeze(0)
     return matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
