@@ -36,6 +36,11 @@ from sklip.layers import (
 EPS = float(np.finfo(np.float64).eps)
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 def dense_matrix(layer, shape):
     """Matrix of an affine map in float64, from its values at zero and at the unit vectors."""
     size = math.prod(shape)
@@ -78,7 +83,9 @@ def test_all_singular_values_of_spectral_linear_are_k(shape, k):
     np.testing.assert_allclose(values, k, rtol=rounding(max(shape)))
 
 
-# in, out, kernel, stride. The stride divides the side of the map, 6.
+# in, out, kernel, stride. The stride divides the side of the map, 6. Either out <= in * stride^2, so
+# that the patch matrix is a co-isometry as it stands, or out is a multiple of stride^2 and circular
+# padding gives 6 / stride outputs an axis, so that it is a square matrix on more channels.
 CONVOLUTIONS = [
     (1, 8, 3, 1),
     (3, 4, 3, 1),
@@ -92,7 +99,7 @@ CONVOLUTIONS = [
     (1, 12, 4, 2),
     (3, 5, 4, 2),
     (2, 8, 2, 2),
-    (2, 6, (2, 4), (2, 1)),
+    (2, 6, (2, 5), (2, 1)),
     (6, 2, (4, 3), (1, 3)),
     (1, 9, 3, 3),
 ]
@@ -111,11 +118,15 @@ def test_norm_of_convolution_is_at_most_k(conv, arguments, padding_mode, k):
 
 
 @pytest.mark.parametrize("padding", [0, 1, (2, 0), 4])
-@pytest.mark.parametrize("arguments", [*CONVOLUTIONS, (2, 6, 1, 2), (1, 4, (2, 1), 1)])
-@pytest.mark.parametrize("conv", BOTH)
+@pytest.mark.parametrize(
+    ("conv", "arguments"),
+    [
+        *((conv, arguments) for conv in BOTH for arguments in CONVOLUTIONS),
+        *((OrthogonalConv2d, arguments) for arguments in [(1, 5, 2, 2), (1, 4, (2, 1), 1)]),
+        *((SpectralConv2d, arguments) for arguments in [(2, 6, 1, 2), (1, 4, (2, 1), (3, 1))]),
+    ],
+)
 def test_zero_padding_of_any_width_keeps_the_norm_at_most_k(conv, arguments, padding):
-    if conv is OrthogonalConv2d and arguments == (2, 6, 1, 2):
-        pytest.skip("an orthogonal kernel is at least as large as its stride")
     layer = precise(conv(*arguments, padding=padding))
     matrix = dense_matrix(layer, (arguments[0], 5, 7))
     assert np.linalg.norm(matrix, 2) <= 1 + rounding(matrix)
@@ -144,7 +155,6 @@ def test_circular_padding_at_stride_one_keeps_the_norm_on_maps_of_any_size(conv,
     ],
 )
 def test_circular_padding_with_a_stride_keeps_the_norm_or_is_refused(conv, kernel, stride, height):
-    torch.manual_seed(0)
     layer = precise(conv(2, 8, (kernel, 1), (stride, 1), padding_mode="circular"))
     try:
         matrix = dense_matrix(layer, (2, height, 1))
@@ -153,20 +163,9 @@ def test_circular_padding_with_a_stride_keeps_the_norm_or_is_refused(conv, kerne
     assert np.linalg.norm(matrix, 2) <= 1 + rounding(matrix)
 
 
-def has_orthogonal_circular_map(in_channels, out_channels, kernel_size, stride):
-    """Whether the patch matrix is square on the whole map, or a co-isometry as it stands."""
-    patch = math.prod(stride if isinstance(stride, tuple) else (stride, stride))
-    kernel = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-    steps = stride if isinstance(stride, tuple) else (stride, stride)
-    # With an even kernel at stride 1 the map loses a row: rows of an orthogonal matrix.
-    whole = all((6 + (size - 1) // 2 * 2 - size) // s + 1 == 6 // s for size, s in zip(kernel, steps))
-    return out_channels <= in_channels * patch or (whole and out_channels % patch == 0)
-
-
 @pytest.mark.parametrize("k", CONSTANTS)
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
 def test_all_singular_values_of_a_circular_orthogonal_convolution_are_k(arguments, k):
-    assert has_orthogonal_circular_map(*arguments)
     layer = precise(OrthogonalConv2d(*arguments, padding_mode="circular", k=k))
     matrix = dense_matrix(layer, (arguments[0], *MAP))
     values = np.linalg.svd(matrix, compute_uv=False)
@@ -231,31 +230,15 @@ def test_bias_is_added_and_starts_at_zero():
 # -- chains ------------------------------------------------------------------------------------
 
 
-def linear_chain(k):
-    inner = Sequential(SpectralLinear(6, 5, k=0.3), SpectralLinear(5, 8), k=4.0)
-    return Sequential(SpectralLinear(6, 6, k=7.0), Center(6), Scale(0.5), inner, k=k), (6,)
-
-
-def convolution_chain(k):
-    layers = [
-        OrthogonalConv2d(1, 4, 3, padding_mode="circular", k=2.0),
-        OrthogonalConv2d(4, 16, 4, 2, padding_mode="circular"),
-        Flatten(),
-        SpectralLinear(64, 10, k=3.0),
-    ]
-    # 36 pixels give 144 values; the chain stays orthogonal on a 4 x 4 map: 16 -> 64 -> 64 -> 10.
-    return Sequential(*layers, k=k), (1, 4, 4)
-
-
 @pytest.mark.parametrize("k", CONSTANTS)
-@pytest.mark.parametrize("chain", [linear_chain, convolution_chain])
-def test_a_chain_has_norm_k_whatever_the_constants_of_its_layers(chain, k):
-    network, shape = chain(k)
-    matrix = dense_matrix(precise(network), shape)
-    norm = np.linalg.norm(matrix, 2)
-    assert norm <= k * (1 + rounding(matrix))
-    if chain is linear_chain:  # isometries alone: the 6 -> 5 layer drops one direction of many
-        np.testing.assert_allclose(norm, k, rtol=rounding(matrix))
+def test_a_chain_has_norm_k_whatever_the_constants_of_its_layers(k):
+    inner = Sequential(SpectralLinear(6, 5, k=0.3), SpectralLinear(5, 8), k=4.0)
+    network = Sequential(SpectralLinear(6, 6, k=7.0), Center(6), Scale(0.5), inner, k=k)
+    matrix = dense_matrix(precise(network), (6,))
+    # The 6 x 5 layer loses one direction, all others are stretched by k.
+    expected = [k, k, k, k, k, 0]
+    values = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=k * rounding(matrix))
 
 
 def test_a_chain_of_isometries_stretches_every_direction_by_k():
@@ -270,10 +253,11 @@ def test_a_chain_of_isometries_stretches_every_direction_by_k():
     np.testing.assert_allclose(np.linalg.svd(matrix, compute_uv=False), 5.0, rtol=rounding(matrix))
 
 
-def test_a_chain_with_pooling_stays_below_k():
+def test_a_chain_that_loses_norm_stays_below_k():
     network = Sequential(
         SpectralConv2d(1, 4, 3, k=9.0),
         ScaledAvgPool2d(2, k=0.2),
+        OrthogonalConv2d(4, 4, 3),
         Flatten(),
         SpectralLinear(36, 4),
         k=2.0,
@@ -472,8 +456,8 @@ def with_singular_values(rng, shape, values):
 
 
 def newton_schulz_rounding(shape, dtype=torch.float64):
-    # Two iterations are six products of matrices of norm at most 1.5, each off by n eps of the
-    # product of Frobenius norms, and these are at most sqrt(n) times as large on either side.
+    # fl(A B) is off by n eps |A|_F |B|_F <= n^2 eps |A| |B|. Two iterations are six such products,
+    # of matrices of norm at most 1.5 once scaled.
     n = max(shape)
     return 6 * 1.5**2 * n * n * torch.finfo(dtype).eps
 
@@ -484,11 +468,11 @@ def newton_schulz_rounding(shape, dtype=torch.float64):
 def test_retraction_never_leaves_a_norm_above_one(dtype, data):
     rows, columns = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
     rank = data.draw(st.integers(0, min(rows, columns)))
-    scale = 10.0 ** data.draw(st.floats(-30, 15))
-    # Also columns of very different sizes, where the three bounds on the norm differ most.
-    spread = 10.0 ** data.draw(st.floats(0, 3))
+    scale = 10.0 ** data.draw(st.floats(-30, 14))
+    # Columns of different sizes, too. Up to 1e18, whose squares float32 still holds.
+    spread = 10.0 ** data.draw(st.floats(0, 2))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    matrix = rng.normal(size=(rows, rank)) @ (rng.normal(size=(rank, columns)))
+    matrix = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
     layer = layer_with(scale * matrix * spread ** rng.uniform(size=columns), dtype)
     norm = np.linalg.norm(raw(retract_(layer)), 2)
     assert norm <= 1 + newton_schulz_rounding((rows, columns), dtype)
@@ -667,7 +651,7 @@ LAYERS = {
     "center": (lambda: Center(4), (4,)),
     "scale": (lambda: Scale(3.0), (4,)),
     "chain": (deep_network, (2, 4, 4)),
-    "torch chain": (lambda: nn.Sequential(nn.ModuleList([SpectralLinear(4, 2)])[0], nn.ReLU()), (4,)),
+    "torch chain": (lambda: nn.Sequential(SpectralLinear(4, 2), nn.ReLU()), (4,)),
 }
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
 
@@ -746,7 +730,7 @@ def test_layers_can_be_copied(make, shape, used, copied):
     with torch.no_grad():
         for values in twin.parameters():
             values.zero_()
-    assert all(values.any() for values in layer.parameters())
+    assert all(values.any() for values in layer.parameters() if values.numel())
 
 
 # -- arguments ---------------------------------------------------------------------------------

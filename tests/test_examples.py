@@ -1,0 +1,44 @@
+"""The examples run as the README says, and show what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sklearn.datasets import fetch_openml
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, *arguments, cwd):
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_digits_search_shows_the_trade_off(tmp_path):
+    output = run("tune_tradeoff.py", cwd=tmp_path)
+    rows = re.findall(r"^\s+(\d+\.\d)\s+(0\.\d{3})\s+(0\.\d{3})", output, re.MULTILINE)
+    accuracy = [float(row[1]) for row in rows]
+    certified = [float(row[2]) for row in rows]
+    assert len(rows) == 5
+    # Over the middle of the grid, a lower tau gives away accuracy for robustness.
+    assert accuracy[0] < max(accuracy) - 0.02
+    assert certified[-1] < max(certified) - 0.1
+    assert "<- chosen" in output
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.mnist
+def test_the_tutorials_runs_print_a_table(tmp_path):
+    try:
+        fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True)
+    except OSError as error:
+        pytest.skip(f"MNIST can't be had: {error}")
+    output = run(
+        "mnist_tradeoff.py", "--epochs", "1", "--train-size", "6000", "--runs", "tau=3", cwd=tmp_path
+    )
+    accuracy = float(output.splitlines()[-1].split("|")[2].split()[0])
+    assert accuracy > 0.5

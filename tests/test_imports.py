@@ -1,0 +1,67 @@
+"""Imports go one way, and optional packages stay out until they are asked for."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sklip
+
+PACKAGE = Path(sklip.__file__).parent
+# Each room with the rooms it may import.
+DOORS = {
+    "layers": set(),
+    "norms": set(),
+    "losses": set(),
+    "inputs": set(),
+    "devices": set(),
+    "parameters": set(),
+    "networks": {"layers"},
+    "bounds": {"layers", "norms"},
+    "metrics": {"inputs"},
+    "radii": {"bounds", "norms"},
+    "training": {"layers"},
+    "estimator": {
+        *("bounds", "devices", "inputs", "layers", "losses", "metrics", "networks"),
+        *("parameters", "radii", "training"),
+    },
+    "scoring": {"metrics", "radii"},
+    "plots": {"metrics", "radii"},
+}
+
+
+def rooms_imported_by(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "sklip" and len(parts) > 1 and parts[1] in DOORS:
+                yield parts[1]
+
+
+def test_every_room_is_listed():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert files | {"layers"} == set(DOORS)
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_doors_open_one_way(room):
+    paths = (PACKAGE / room).glob("*.py") if room == "layers" else [PACKAGE / f"{room}.py"]
+    imported = {name for path in paths for name in rooms_imported_by(path)}
+    assert imported - {room} <= DOORS[room]
+
+
+def test_importing_sklip_does_not_import_matplotlib():
+    code = "import sys, sklip; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_layers_know_nothing_of_scikit_learn():
+    for path in (PACKAGE / "layers").glob("*.py"):
+        assert "sklearn" not in path.read_text()
