@@ -16,8 +16,12 @@ from sklip.norms import convolution_norm_upper, matrix_norm_upper, row_distances
 EPS = float(np.finfo(np.float64).eps)
 # Squares below about 1e-290 may be lost to underflow: bounds need not be tight under its root.
 UNDERFLOW = 1e-144
-# Proven bounds may exceed the truth by their charge for rounding: about n^2 eps times a constant.
-TIGHT = 1 + 1e-10
+
+
+def tight(n):
+    """What a proven bound on a matrix of side n may exceed the norm by, as a factor."""
+    # The charges are products of 4 n eps with a trace or a squared Frobenius norm: n |W|^2 at most.
+    return 1 + 16 * n * n * EPS
 
 
 def fractions(array):
@@ -48,7 +52,7 @@ def finite_matrices(limit):
 def test_bound_dominates_the_exact_norm_and_is_tight(w):
     upper = matrix_norm_upper(torch.from_numpy(w))
     assert Fraction(upper) ** 2 >= squared_matrix_norm_lower(w)
-    assert upper <= np.linalg.norm(w, 2) * TIGHT + UNDERFLOW
+    assert upper <= np.linalg.norm(w, 2) * tight(6) + UNDERFLOW
 
 
 @given(hnp.arrays(np.float64, (4, 5), elements=st.floats(-1, 1)), st.data())
@@ -58,7 +62,7 @@ def test_bound_dominates_the_exact_norm_of_badly_scaled_matrices(w, data):
     w = 10.0 ** rows[:, None] * w
     upper = matrix_norm_upper(torch.from_numpy(w))
     assert Fraction(upper) ** 2 >= squared_matrix_norm_lower(w)
-    assert upper <= np.linalg.norm(w, 2) * TIGHT + UNDERFLOW
+    assert upper <= np.linalg.norm(w, 2) * tight(6) + UNDERFLOW
 
 
 @pytest.mark.parametrize("shape", [(7, 11), (60, 40), (200, 300)])
@@ -68,7 +72,7 @@ def test_bound_is_tight_for_orthogonal_matrices(shape, scale):
     q = np.linalg.qr(np.random.default_rng(0).normal(size=(max(shape), min(shape))))[0]
     upper = matrix_norm_upper(torch.from_numpy(scale * q)) / scale
     # QR is orthogonal up to n eps only.
-    assert 1 - max(shape) * EPS <= upper <= TIGHT
+    assert 1 - max(shape) * EPS <= upper <= tight(max(shape))
 
 
 @pytest.mark.parametrize(
@@ -88,18 +92,17 @@ def test_bound_is_tight_for_orthogonal_matrices(shape, scale):
 )
 def test_bound_dominates_norms_that_are_known_exactly(matrix, squared):
     upper = Fraction(matrix_norm_upper(torch.from_numpy(matrix)))
-    assert squared <= upper**2 <= squared * Fraction(TIGHT) ** 2
+    assert squared <= upper**2 <= squared * Fraction(tight(16)) ** 2
 
 
-@pytest.mark.parametrize("exponent", [-310, -200, -150, -146, -143, -100, 100, 149, 150])
-@pytest.mark.parametrize("matrix", [np.eye(3), np.ones((2, 5)), np.ones((1, 3)), np.array([[2.0]])])
-def test_bound_survives_huge_and_tiny_scales(matrix, exponent):
-    w = matrix * float(f"1e{exponent}")
-    upper = matrix_norm_upper(torch.from_numpy(w))
-    squared = squared_norm(w[0]) if matrix.shape[0] == 1 or matrix is np.eye(3) else None
-    exact = max(squared_norm(w[0]), squared_norm(w[:, 0])) if squared is None else squared
-    assert Fraction(upper) ** 2 >= exact
-    assert upper <= np.linalg.norm(matrix, 2) * float(f"1e{exponent}") * TIGHT + UNDERFLOW
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e-150, 1e-146, 1e-143, 1e-100, 1e100, 1e149, 1e150])
+@pytest.mark.parametrize(
+    ("matrix", "squared"), [(np.eye(3), 1), (np.ones((2, 5)), 10), (np.ones((1, 3)), 3), (np.eye(1), 1)]
+)
+def test_bound_survives_huge_and_tiny_scales(matrix, squared, scale):
+    upper = matrix_norm_upper(torch.from_numpy(matrix * scale))
+    assert Fraction(upper) ** 2 >= squared * Fraction(scale) ** 2
+    assert upper <= math.sqrt(squared) * scale * tight(5) + UNDERFLOW
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 5)])
@@ -124,7 +127,7 @@ def test_values_of_any_floating_dtype_are_taken_as_exact(dtype):
 def test_a_parameter_and_a_transposed_view_are_accepted():
     weight = torch.nn.Parameter(torch.diag(torch.tensor([1.0, 2.0, 3.0]))[:, 1:])
     for view in (weight, weight.T):
-        assert 3 <= matrix_norm_upper(view) <= 3 * TIGHT
+        assert 3 <= matrix_norm_upper(view) <= 3 * tight(3)
 
 
 @pytest.mark.xfail(strict=True, raises=Warning, reason="the imaginary part is dropped with a warning")
@@ -163,8 +166,8 @@ def test_row_distances_dominate_the_exact_ones_and_are_tight(w):
         for j, second in enumerate(rows):
             squared = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
             bound = Fraction(float(upper[i, j]))
-            # Equal rows keep the distance 0: their logits never change order.
-            assert squared <= bound**2 <= squared * Fraction(TIGHT) ** 2
+            # n + 8 roundings, charged twice. Equal rows keep the distance 0.
+            assert squared <= bound**2 <= squared * Fraction(1 + 4 * (6 + 8) * EPS) ** 2
 
 
 @pytest.mark.xfail(strict=True, reason="squares of small differences underflow, to a distance of 0")
@@ -183,24 +186,27 @@ def test_row_distances_of_float32_rows_are_those_of_the_stored_values():
 # -- convolutions ------------------------------------------------------------------------------
 
 
-def convolution_matrix(kernel, shape, stride, padding, *, circular=False):
-    """Dense matrix of a convolution, entry by entry."""
-    out_channels, in_channels, *taps = kernel.shape
-    sizes = [(n + 2 * p - t) // s + 1 for n, p, t, s in zip(shape, padding, taps, stride, strict=True)]
-    matrix = np.zeros((out_channels, *sizes, in_channels, *shape))
+def convolution_matrix(kernel, shape, stride, padding=None):
+    """Dense matrix, entry by entry, with zero padding; or wrapped around, if padding is None."""
+    taps = kernel.shape[2:]
+    if padding is None:
+        sizes, padding, extended = [n // s for n, s in zip(shape, stride, strict=True)], (0, 0), shape
+    else:
+        sizes = [
+            (n + 2 * p - t) // s + 1 for n, p, t, s in zip(shape, padding, taps, stride, strict=True)
+        ]
+        extended = [n + 2 * p for n, p in zip(shape, padding, strict=True)]
+    matrix = np.zeros((kernel.shape[0], *sizes, kernel.shape[1], *extended))
     for row, column, a, b in np.ndindex(*sizes, *taps):
-        y = row * stride[0] + a - padding[0]
-        x = column * stride[1] + b - padding[1]
-        if circular:
-            y, x = y % shape[0], x % shape[1]
-        if 0 <= y < shape[0] and 0 <= x < shape[1]:
-            matrix[:, row, column, :, y, x] += kernel[:, :, a, b]
-    return matrix.reshape(out_channels * math.prod(sizes), -1)
+        y, x = (row * stride[0] + a) % extended[0], (column * stride[1] + b) % extended[1]
+        matrix[:, row, column, :, y, x] += kernel[:, :, a, b]
+    inside = [slice(p, p + n) for p, n in zip(padding, shape, strict=True)]
+    return matrix[..., *inside].reshape(kernel.shape[0] * math.prod(sizes), -1)
 
 
-def dense_norm(*arguments, **keywords):
+def dense_norm(*arguments):
     """Norm by NumPy's SVD, lowered by its backward error, a small multiple of n eps."""
-    matrix = convolution_matrix(*arguments, **keywords)
+    matrix = convolution_matrix(*arguments)
     return np.linalg.norm(matrix, 2) * (1 - 2 * max(matrix.shape) * EPS)
 
 
@@ -224,18 +230,17 @@ KERNELS = [
 def test_bound_dominates_zero_padded_convolutions_of_any_size(kernel_shape, stride):
     kernel = random_kernel(*kernel_shape)
     upper = convolution_norm_upper(torch.from_numpy(kernel), stride)
-    for shape in [(5, 5), (6, 9), (8, 5)]:
-        for padding in [(0, 0), (1, 2), (4, 4)]:
+    for shape in [(5, 5), (7, 6)]:
+        for padding in [(0, 0), (2, 4)]:
             assert upper >= dense_norm(kernel, shape, stride, padding)
 
 
 @pytest.mark.parametrize("kernel_shape", KERNELS)
 def test_bound_dominates_circular_convolutions_of_any_size(kernel_shape):
     kernel = random_kernel(*kernel_shape)
-    padding = [(taps - 1) // 2 for taps in kernel_shape[2:]]
     upper = convolution_norm_upper(torch.from_numpy(kernel), (1, 1))
-    for shape in [(3, 4), (4, 7), (8, 8)]:
-        assert upper >= dense_norm(kernel, shape, (1, 1), padding, circular=True)
+    for shape in [(2, 3), (4, 7), (8, 8)]:
+        assert upper >= dense_norm(kernel, shape, (1, 1))
 
 
 @pytest.mark.parametrize("kernel_shape", KERNELS)
@@ -255,26 +260,12 @@ def test_bound_is_within_its_promise_of_the_supremum_of_the_symbol(kernel_shape)
 @pytest.mark.parametrize("kernel_shape", [(2, 3, 3, 3), (3, 1, 4, 2)])
 def test_strided_bound_is_tight_on_large_circular_maps(kernel_shape, stride):
     kernel = random_kernel(*kernel_shape)
-    n = 24
-    norm = dense_norm(kernel, (n, n), stride, (0, 0), circular=True)
-    # Zero padding of kernel - 1 on both sides holds the same map twice; wrap it by hand instead.
-    matrix = wrapped_matrix(kernel, n, stride)
-    norm = max(norm, np.linalg.norm(matrix, 2))
+    n = 12
+    norm = dense_norm(kernel, (n, n), stride)
     degrees = [math.ceil(taps / s) - 1 for taps, s in zip(kernel_shape[2:], stride, strict=True)]
     missed = math.prod(math.cos(math.pi * d * s / n) for d, s in zip(degrees, stride, strict=True))
     upper = convolution_norm_upper(torch.from_numpy(kernel), stride)
     assert norm <= upper <= 1.004 * norm / math.sqrt(missed)
-
-
-def wrapped_matrix(kernel, n, stride):
-    """The whole circular map: n / stride outputs an axis."""
-    out_channels, in_channels, *taps = kernel.shape
-    sizes = [n // s for s in stride]
-    matrix = np.zeros((out_channels, *sizes, in_channels, n, n))
-    for row, column, a, b in np.ndindex(*sizes, *taps):
-        y, x = (row * stride[0] + a) % n, (column * stride[1] + b) % n
-        matrix[:, row, column, :, y, x] += kernel[:, :, a, b]
-    return matrix.reshape(out_channels * math.prod(sizes), -1)
 
 
 def two_tap(rng, channels, axis):
@@ -304,6 +295,7 @@ def test_bound_is_tight_for_orthogonal_kernels(channels, axes):
     upper = convolution_norm_upper(torch.from_numpy(kernel), (1, 1))
     # Factors are orthogonal up to n eps each; the bound charges the square root of its rounding
     # only once, as extremes of the Gram matrices lie together.
+    print(upper - 1)
     assert 1 - 2 * len(axes) * channels * EPS <= upper <= 1 + 1e-9
 
 
@@ -311,7 +303,7 @@ def test_bound_is_tight_for_a_patch_matrix_with_stride():
     q = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
     for kernel in (q.reshape(12, 3, 2, 2), q[:5].reshape(5, 3, 2, 2)):
         upper = convolution_norm_upper(torch.from_numpy(kernel), (2, 2))
-        assert 1 - 12 * EPS <= upper <= TIGHT
+        assert 1 - 12 * EPS <= upper <= tight(12)
 
 
 @pytest.mark.parametrize("kernel_shape", [(1, 1, 3, 3), (1, 2, 2, 3), (2, 1, 3, 1)])
@@ -334,4 +326,4 @@ def test_a_kernel_of_one_tap_has_the_norm_of_its_matrix():
     w = torch.from_numpy(random_kernel(4, 6))
     for stride in [(1, 1), (2, 3)]:
         upper = convolution_norm_upper(w[:, :, None, None], stride)
-        assert np.linalg.norm(w.numpy(), 2) * (1 - 6 * EPS) <= upper <= matrix_norm_upper(w) * TIGHT
+        assert np.linalg.norm(w.numpy(), 2) * (1 - 6 * EPS) <= upper <= matrix_norm_upper(w) * tight(6)

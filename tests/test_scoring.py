@@ -1,0 +1,254 @@
+"""Scorers on estimators, pipelines and searches; the refit rule on tables made by hand."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklip import LipschitzClassifier
+from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
+
+
+def quick(**parameters):
+    defaults = {"hidden_layer_sizes": (16,), "max_epochs": 5, "random_state": 0}
+    return LipschitzClassifier(**{**defaults, **parameters})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:200], y[:200]
+
+
+KINDS = {
+    "estimator": lambda: quick(),
+    "pipeline": lambda: make_pipeline(StandardScaler(), quick(max_epochs=20)),
+    "search": lambda: GridSearchCV(quick(), {"tau": [1.0, 10.0]}, cv=2),
+    "search_of_pipeline": lambda: GridSearchCV(
+        make_pipeline(StandardScaler(), quick()), {"lipschitzclassifier__tau": [1.0, 10.0]}, cv=2
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return {kind: make().fit(*digits) for kind, make in KINDS.items()}
+
+
+def radii_by_hand(estimator, X):
+    """Radii from the parts: search, scaler, classifier."""
+    estimator = getattr(estimator, "best_estimator_", estimator)
+    if isinstance(estimator, LipschitzClassifier):
+        return estimator.certificates_(X)
+    scaler, classifier = estimator[0], estimator[1]
+    return classifier.certificates_(scaler.transform(X)) * min(scaler.scale_)
+
+
+def expected_scores(estimator, X, y, eps, weights):
+    weights = [1.0] * len(X) if weights is None else weights.tolist()
+    certified = radius = 0.0
+    for label, predicted, r, w in zip(
+        y, estimator.predict(X), radii_by_hand(estimator, X), weights, strict=True
+    ):
+        if label == predicted:
+            certified += w * (r > eps)
+            radius += w * float(r)
+    return certified / sum(weights), radius / sum(weights)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("eps", [0, 0.05, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_predictions_and_certificates(fitted, digits, kind, eps, weighted):
+    X, y = digits
+    weights = np.random.default_rng(0).uniform(0, 2, len(X)) if weighted else None
+    certified, radius = expected_scores(fitted[kind], X, y, eps, weights)
+    got = certified_accuracy_scorer(eps=eps)(fitted[kind], X, y, sample_weight=weights)
+    # Sums over 200 rows of values below 10.
+    rounding = 4 * 200 * 10 * np.finfo(float).eps
+    assert type(got) is float
+    assert got == pytest.approx(certified, rel=0, abs=rounding)
+    got = average_certified_radius_scorer()(fitted[kind], X, y, sample_weight=weights)
+    assert type(got) is float
+    # 1e-9 is what the bounds of a pipeline's steps may exceed the exact constants by.
+    assert got == pytest.approx(radius, rel=1e-9, abs=rounding)
+    assert radius > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_certified_accuracy_lies_below_accuracy_and_falls_with_eps(fitted, digits, kind):
+    scores = [certified_accuracy_scorer(eps)(fitted[kind], *digits) for eps in (0, 0.02, 0.1, 1e9)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] <= fitted[kind].score(*digits)
+    assert scores[0] > 0
+    assert scores[-1] == 0
+
+
+# -- the scorers as objects ----------------------------------------------------------------------
+
+SCORERS = {
+    "certified_accuracy_scorer(eps=0.3)": certified_accuracy_scorer(eps=0.3),
+    "average_certified_radius_scorer()": average_certified_radius_scorer(),
+    "most_robust(accuracy_loss=0.1)": most_robust(accuracy_loss=0.1),
+}
+
+
+@pytest.mark.parametrize(("text", "scorer"), SCORERS.items())
+def test_scorers_print_their_constructor(text, scorer):
+    assert repr(scorer) == text
+
+
+@pytest.mark.parametrize("copy", [clone, lambda scorer: pickle.loads(pickle.dumps(scorer))])
+@pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
+def test_scorers_survive_clone_and_pickle(scorer, copy):
+    copied = copy(scorer)
+    assert copied is not scorer
+    assert repr(copied) == repr(scorer)
+    assert copied.get_params() == scorer.get_params()
+
+
+@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
+def test_a_bad_eps_is_refused_at_the_call(fitted, digits, eps):
+    # As everywhere in scikit-learn, the constructor takes what it is given.
+    scorer = certified_accuracy_scorer(eps=eps)
+    with pytest.raises(ValueError, match=r"^eps must be a finite number of at least 0"):
+        scorer(fitted["estimator"], *digits)
+
+
+@pytest.mark.parametrize(
+    "scorer", [certified_accuracy_scorer(), average_certified_radius_scorer()], ids=repr
+)
+def test_estimators_without_certificates_get_no_score(digits, scorer):
+    with pytest.raises(TypeError, match=r"^LogisticRegression gives no certificates"):
+        scorer(LogisticRegression(max_iter=1000).fit(*digits), *digits)
+
+
+# -- in scikit-learn's tools ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["estimator", "pipeline"])
+def test_cross_validation_takes_the_scorers(digits, kind):
+    X, y = digits
+    scoring = {
+        "accuracy": "accuracy",
+        "certified": certified_accuracy_scorer(eps=0.05),
+        "radius": average_certified_radius_scorer(),
+    }
+    results = cross_validate(
+        KINDS[kind](), X, y, cv=2, scoring=scoring, return_estimator=True, return_indices=True
+    )
+    for fold, estimator in enumerate(results["estimator"]):
+        rows = results["indices"]["test"][fold]
+        certified, radius = expected_scores(estimator, X[rows], y[rows], 0.05, None)
+        assert results["test_certified"][fold] == pytest.approx(certified)
+        assert results["test_radius"][fold] == pytest.approx(radius)
+        assert results["test_accuracy"][fold] >= results["test_certified"][fold]
+    alone = cross_val_score(KINDS[kind](), X, y, cv=2, scoring=scoring["radius"])
+    assert alone.tolist() == results["test_radius"].tolist()
+
+
+def test_metadata_routing_leaves_the_scorers_usable(digits):
+    with sklearn.config_context(enable_metadata_routing=True):
+        scores = cross_val_score(quick(), *digits, cv=2, scoring=certified_accuracy_scorer(0.01))
+    assert (scores > 0).all()
+
+
+def test_a_grid_search_refits_the_candidate_that_the_rule_names(digits):
+    X, y = digits
+    search = GridSearchCV(
+        quick(),
+        {"tau": [0.1, 1.0, 10.0, 100.0]},
+        cv=2,
+        scoring={
+            "accuracy": "accuracy",
+            "certified": certified_accuracy_scorer(eps=0.3),
+            "radius": average_certified_radius_scorer(),
+        },
+        refit=most_robust("radius", accuracy_loss=0.05),
+    )
+    search = clone(search).fit(X, y)
+    accuracy, radius = (
+        search.cv_results_[f"mean_test_{name}"].tolist() for name in ("accuracy", "radius")
+    )
+    enough = [i for i in range(4) if accuracy[i] >= max(accuracy) - 0.05]
+    assert search.best_index_ == max(enough, key=lambda i: radius[i])
+    assert search.best_estimator_.tau == search.cv_results_["param_tau"][search.best_index_]
+    restored = pickle.loads(pickle.dumps(search))
+    scorer = certified_accuracy_scorer(eps=0.3)
+    assert scorer(restored, X, y) == scorer(search, X, y)
+
+
+# -- most_robust on tables made by hand ------------------------------------------------------------
+
+
+def table(accuracy, certified):
+    return {"mean_test_accuracy": np.array(accuracy), "mean_test_certified": np.array(certified)}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "certified", "loss", "chosen"),
+    [
+        ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.02, 1),
+        ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.5, 2),
+        ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.0, 0),
+        # Exactly at the edge counts, though 0.90 - 0.02 > 0.88 in floating point.
+        ([0.90, 0.88], [0.1, 0.2], 0.02, 1),
+        # Of equally robust candidates the more accurate one, wherever it stands.
+        ([0.90, 0.89, 0.88], [0.2, 0.2, 0.2], 0.02, 0),
+        ([0.88, 0.89, 0.90], [0.2, 0.2, 0.2], 0.02, 2),
+        ([0.88, 0.90, 0.89], [0.2, 0.2, 0.1], 0.02, 1),
+        # A loss of nothing: the most robust of the most accurate.
+        ([0.90, 0.90, 0.89], [0.1, 0.3, 0.9], 0.0, 1),
+        ([0.90], [0.0], 0.02, 0),
+        # Robustness may be negative, or infinite.
+        ([0.90, 0.90, 0.5], [-3.0, -2.0, 5.0], 0.02, 1),
+        ([0.90, 0.90], [1.0, math.inf], 0.02, 1),
+        # Failed candidates are never chosen.
+        ([math.nan, 0.80, 0.79], [0.9, 0.1, 0.2], 0.02, 2),
+        ([0.90, 0.90], [0.5, math.nan], 0.02, 0),
+        ([0.90, 0.90], [math.nan, 0.5], 0.02, 1),
+        ([math.nan, 0.80], [math.nan, 0.1], 0.02, 1),
+    ],
+)
+def test_most_robust_of_those_accurate_enough_is_chosen(accuracy, certified, loss, chosen):
+    index = most_robust(accuracy_loss=loss)(table(accuracy, certified))
+    assert type(index) is int
+    assert index == chosen
+
+
+def test_the_names_of_the_scores_can_be_given():
+    results = {"mean_test_top": [0.9, 0.9], "mean_test_radius": [0.1, 0.2], "other": None}
+    assert most_robust("radius", "top")(results) == 1
+
+
+@pytest.mark.parametrize("missing", ["accuracy", "certified"])
+def test_a_score_that_is_not_there_is_named_with_those_that_are(missing):
+    results = table([0.9], [0.1])
+    del results[f"mean_test_{missing}"]
+    (left,) = (name.removeprefix("mean_test_") for name in results)
+    with pytest.raises(ValueError, match=rf"score named '{missing}', got \['{left}'\]"):
+        most_robust()(results)
+
+
+@pytest.mark.parametrize("loss", [-0.01, 1.0, math.nan, math.inf])
+def test_accuracy_loss_must_be_a_share(loss):
+    with pytest.raises(ValueError, match=r"^accuracy_loss must be in \[0, 1\)"):
+        most_robust(accuracy_loss=loss)(table([0.9], [0.1]))
+
+
+def test_a_search_all_of_whose_candidates_failed_is_an_error():
+    with pytest.raises(ValueError, match="All candidates have a NaN score for 'accuracy'"):
+        most_robust()(table([math.nan, math.nan], [0.1, 0.2]))
+
+
+def test_a_search_without_a_single_robustness_score_is_an_error():
+    with pytest.raises(ValueError, match="NaN"):
+        most_robust()(table([0.9, 0.8], [math.nan, math.nan]))
