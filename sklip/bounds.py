@@ -235,7 +235,7 @@ def _dropout(module: nn.Dropout) -> float:
 
 @register_lipschitz_bound(layers.Scale, layers.ScaledL2NormPool2d, layers.ScaledAvgPool2d)
 def _scaled(module: layers.Scale) -> float:
-    return module.k
+    return abs(module.k)
 
 
 @register_lipschitz_bound(nn.Sequential)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,9 +91,27 @@ def _smallest_eigenvalue_lower(gram: Tensor) -> float:
     return 0.0
 
 
-def _require_finite(values: Tensor, name: str) -> None:
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} must be finite to be certified, got NaN or infinite values.")
+def _finite(values: Tensor) -> Tensor:
+    exact = values.detach().to("cpu", torch.float64)
+    if not torch.isfinite(exact).all():
+        raise ValueError("weights must be finite to be certified, got NaN or infinite values.")
+    return exact
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, int]:
+    """The values divided by a power of two that brings the largest to [0.5, 1), and its exponent.
+
+    Squares then neither overflow nor vanish. What becomes subnormal changes a norm by far less than
+    _TINY.
+    """
+    exact = _finite(values)
+    exponent = math.frexp(float(exact.abs().max()))[1]
+    # NumPy's ldexp, since torch's multiplies by 2 ** exponent, which may overflow.
+    return torch.from_numpy(np.ldexp(exact.numpy(), -exponent)), exponent
+
+
+def _unscaled(norm: float, exponent: int) -> float:
+    return _up(math.ldexp(_up(norm), exponent))
 
 
 def matrix_norm_upper(matrix: Tensor) -> float:
@@ -115,16 +134,15 @@ def matrix_norm_upper(matrix: Tensor) -> float:
     >>> round(matrix_norm_upper(torch.tensor([[3.0, 0.0], [0.0, 4.0]])), 9)
     4.0
     """
-    w = matrix.detach().to("cpu", torch.float64)
-    if w.numel() == 0:
+    if not matrix.any():
         return 0.0
-    _require_finite(w, "weight")
+    w, exponent = _scaled(matrix)
     w = w if w.shape[0] <= w.shape[1] else w.mT
     gram = w @ w.mT
     # |fl(W W^T) - W W^T| <= gamma_n |W| |W|^T, whose norm is at most gamma_n ||W||_F^2.
     frobenius = _up(float(gram.diagonal().sum()), w.numel())
     gram_error = _gamma(w.shape[1] + 1) * frobenius * (1 + _gamma(w.numel()))
-    return _up(math.sqrt(_up(_largest_eigenvalue_upper(gram) + gram_error)))
+    return _unscaled(math.sqrt(_up(_largest_eigenvalue_upper(gram) + gram_error)), exponent)
 
 
 def row_distances_upper(matrix: Tensor) -> Tensor:
@@ -138,8 +156,7 @@ def row_distances_upper(matrix: Tensor) -> Tensor:
     -------
     distances : Tensor of shape (rows, rows), float64
     """
-    w = matrix.detach().to("cpu", torch.float64)
-    _require_finite(w, "weight")
+    w = _finite(matrix)
     distances = torch.stack([(w - row).square().sum(1).sqrt() for row in w])
     # n + 2 roundings under the root, one in each difference, one in the root.
     return distances * (1 + 2 * (w.shape[1] + 8) * _U) + torch.where(distances > 0, _TINY, 0.0)
@@ -176,12 +193,12 @@ def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:
     >>> round(convolution_norm_upper(torch.ones(1, 1, 3, 3), (1, 1)), 2)
     9.12
     """
-    k = kernel.detach().to("cpu", torch.float64)
-    _require_finite(k, "weight")
-    k = _without_stride(k, stride)
+    if not kernel.any():
+        return 0.0
+    k, exponent = _scaled(_without_stride(kernel.detach(), stride))
     out_channels, in_channels, height, width = k.shape
     if height == width == 1:
-        return matrix_norm_upper(k[:, :, 0, 0])
+        return _unscaled(matrix_norm_upper(k[:, :, 0, 0]), exponent)
     k = k if out_channels <= in_channels else k.transpose(0, 1)
     sides = [_grid_side(height), _grid_side(width)]
     phases = [_phases(size, side) for size, side in zip((height, width), sides, strict=True)]
@@ -199,7 +216,8 @@ def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:
         math.cos(math.pi * (taps - 1) / side) for taps, side in zip((height, width), sides, strict=True)
     )
     c *= 1 - 16 * _U
-    return _up(math.sqrt(_up(largest + (largest - smallest) / 2 * (1 / c - 1), 16)))
+    squared = _up(largest + (largest - smallest) / 2 * (1 / c - 1), 16)
+    return _unscaled(math.sqrt(squared), exponent)
 
 
 def _without_stride(kernel: Tensor, stride: tuple[int, int]) -> Tensor:

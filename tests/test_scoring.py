@@ -199,8 +199,8 @@ def table(accuracy, certified):
         ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.02, 1),
         ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.5, 2),
         ([0.90, 0.89, 0.80], [0.1, 0.2, 0.9], 0.0, 0),
-        # Exactly at the edge counts, though 0.90 - 0.02 > 0.88 in floating point.
-        ([0.90, 0.88], [0.1, 0.2], 0.02, 1),
+        # Exactly at the edge counts, though 0.80 - 0.10 > 0.70 in floating point.
+        ([0.80, 0.70], [0.1, 0.2], 0.10, 1),
         # Of equally robust candidates the more accurate one, wherever it stands.
         ([0.90, 0.89, 0.88], [0.2, 0.2, 0.2], 0.02, 0),
         ([0.88, 0.89, 0.90], [0.2, 0.2, 0.2], 0.02, 2),
