@@ -1,0 +1,244 @@
+r"""How far the computed logits may lie from the exact ones.
+
+Note [Charge for rounding]
+--------------------------
+Write f_i for the exact layers of the stored weights and F_i for what :mod:`sklip.inference` computes. A
+rule bounds the error of one layer, :math:`\|F_i(z) - f_i(z)\|_2 \le c_i \|z\|_2 + d_i`, from standard
+analysis: a dot product of n terms in blocks of B has an error of at most
+:math:`\gamma_{B + n/B} |w| |z|` in any order of summation, and each result may lose a subnormal number.
+Through the chain, with L_i the layer's Lipschitz constant, s bounding the exact values and e the error,
+
+.. math::
+    s_i = L_i s_{i-1} + \|f_i(0)\|, \qquad
+    e_i = L_i e_{i-1} + c_i (s_{i-1} + e_{i-1}) + d_i .
+
+All is affine in the norm of the input, so two runs of the recursion give offset and slope once and for
+all; a certificate then costs the norm of its row. The input itself may have been rounded to the network's
+precision, which is the e the chain starts with.
+
+The rules assume IEEE arithmetic with round to nearest; flushing of subnormals is covered.
+
+References
+----------
+Higham (2002), Accuracy and stability of numerical algorithms, 2nd edition, chapters 2 and 3. Jin et al.
+(2022), Getting a-round guarantees, arXiv 2205.10159.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sklip import layers
+from sklip.inference import BLOCK
+from sklip.norms import convolution_norm_upper, matrix_norm_upper
+
+__all__ = ["Precision", "chain_error", "register_rounding_bound"]
+
+Rule = TypeVar("Rule", bound=Callable[[Any, "Precision", torch.Size], tuple[float, float]])
+
+_RULES: dict[type, Callable[[Any, Precision, torch.Size], tuple[float, float]]] = {}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A floating-point format: unit roundoff, and the largest result that may be flushed to zero."""
+
+    unit: float
+    smallest: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Precision:
+        """Return the format of `dtype`."""
+        info = torch.finfo(dtype)
+        return cls(info.eps / 2, info.tiny)
+
+    def gamma(self, n_operations: int) -> float:
+        r"""Return :math:`\gamma_n = n u / (1 - n u)`; infinite where nothing can be said."""
+        nu = n_operations * self.unit * (1 + 2.0**-50)
+        return nu / (1 - nu) if nu < 0.5 else math.inf
+
+    def gamma_of_sum(self, n_terms: int) -> float:
+        """Return the constant of a dot product of `n_terms` in blocks, and a bias."""
+        blocks = -(-n_terms // BLOCK)
+        return self.gamma(min(n_terms, BLOCK) + blocks + 1)
+
+
+def register_rounding_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    r"""Decorator: the function bounds the rounding error of modules of exactly these types.
+
+    The function takes ``(module, precision, input_shape)`` and returns (c, d) such that the computed
+    output lies within :math:`c \|z\|_2 + d` of the exact output, for one sample z of that shape.
+
+    Parameters
+    ----------
+    *module_types : type
+        Classes of modules. Subclasses are not covered.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for module_type in module_types:
+            _RULES[module_type] = rule
+        return rule
+
+    return register
+
+
+def chain_error(
+    chain: list[nn.Module], constants: list[float], dtype: torch.dtype, input_shape: tuple[int, ...]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    r"""Bound values and errors at the end of a chain of layers, as affine functions of the input norm.
+
+    Parameters
+    ----------
+    chain : list of torch.nn.Module
+        Plain layers.
+    constants : list of float
+        Their proven Lipschitz constants.
+    dtype : torch.dtype
+        Precision in which they are evaluated.
+    input_shape : tuple of int
+        Shape of one sample.
+
+    Returns
+    -------
+    value, error : (float, float)
+        Offset and slope: the exact output of an input x is at most ``value[0] + value[1] * norm(x)``
+        long, and the computed one within ``error[0] + error[1] * norm(x)`` of it.
+
+    Raises
+    ------
+    TypeError
+        For a layer without a rule; :func:`register_rounding_bound` adds one.
+    """
+    precision = Precision.of(dtype)
+    zeros = torch.zeros(1, *input_shape, dtype=torch.float64)
+    steps = []
+    for layer, constant in zip(chain, constants, strict=True):
+        rule = _RULES.get(type(layer))
+        if rule is None:
+            raise TypeError(
+                f"{type(layer).__name__} has no bound on its rounding error; use a layer that has one, "
+                "or add a proven rule with sklip.rounding.register_rounding_bound."
+            )
+        slope, offset = rule(layer, precision, zeros.shape[1:])
+        with torch.no_grad():
+            image = _in_float64(layer)(zeros)
+        # The value at zero: a bias, spread over the map. Its own rounding is far below the factor.
+        at_zero = float(image.norm()) * (1 + 2.0**-30)
+        steps.append((constant, at_zero, slope, offset))
+        zeros = torch.zeros_like(image)
+    # Every value is rounded to the precision of the network before the first layer.
+    lost = precision.smallest * math.sqrt(math.prod(input_shape))
+    ends = [_run(steps, norm, precision.unit * norm + lost) for norm in (0.0, 1.0)]
+    (value0, error0), (value1, error1) = ends
+    # Sums and products of positive numbers: rounded up by more than they can have lost.
+    up = 1 + 2.0**-40
+    return (value0 * up, (value1 - value0) * up + value0 * 2.0**-40), (
+        error0 * up,
+        (error1 - error0) * up + error0 * 2.0**-40,
+    )
+
+
+def _run(
+    steps: list[tuple[float, float, float, float]], value: float, error: float
+) -> tuple[float, float]:
+    for constant, at_zero, slope, offset in steps:
+        error = constant * error + slope * (value + error) + offset
+        value = constant * value + at_zero
+    return value, error
+
+
+def _in_float64(layer: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(layer).double().cpu()
+
+
+@register_rounding_bound(nn.Linear)
+def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    gamma = precision.gamma_of_sum(module.in_features)
+    bias = 0.0 if module.bias is None else float(module.bias.double().norm())
+    flushed = precision.smallest * 2 * (module.in_features + 1) * math.sqrt(module.out_features)
+    return gamma * matrix_norm_upper(module.weight.abs()), gamma * bias * (1 + 2.0**-30) + flushed
+
+
+@register_rounding_bound(nn.Conv2d)
+def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    n_terms = module.weight[0].numel()
+    gamma = precision.gamma_of_sum(n_terms)
+    # A convolution by |K| bounds the sums of absolute values; its own norm is bounded as any.
+    stride = (module.stride[0], module.stride[1])
+    down, right = module.dilation
+    height, width = module.kernel_size
+    weight = module.weight.detach().abs()
+    dilated = weight.new_zeros(*weight.shape[:2], down * (height - 1) + 1, right * (width - 1) + 1)
+    dilated[:, :, ::down, ::right] = weight
+    norm = max(convolution_norm_upper(part, stride) for part in dilated.chunk(module.groups))
+    with torch.no_grad():
+        pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
+    bias = 0.0 if module.bias is None else float(module.bias.double().norm())
+    flushed = precision.smallest * 2 * (n_terms + 1) * math.sqrt(module.out_channels * pixels)
+    return gamma * norm, gamma * bias * math.sqrt(pixels) * (1 + 2.0**-30) + flushed
+
+
+@register_rounding_bound(
+    nn.Identity,
+    nn.Flatten,
+    nn.ReLU,
+    nn.Dropout,
+    nn.Dropout2d,
+    layers.Flatten,
+    layers.FullSort,
+    layers.GroupSort,
+    layers.GroupSort2,
+)
+def _exact(module: nn.Module, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    """Copies and comparisons round nothing."""
+    return 0.0, 0.0
+
+
+@register_rounding_bound(layers.Center)
+def _center(module: layers.Center, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    center = float(module.center.double().norm()) * (1 + 2.0**-30)
+    flushed = precision.smallest * math.sqrt(math.prod(shape))
+    return precision.unit, precision.unit * center + flushed
+
+
+@register_rounding_bound(nn.LeakyReLU, layers.Scale)
+def _product(module: nn.Module, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    # The constant itself is rounded to the network's precision, then multiplied: two roundings.
+    factor = module.k if isinstance(module, layers.Scale) else float(module.negative_slope)
+    flushed = precision.smallest * math.sqrt(math.prod(shape))
+    return precision.gamma(2) * abs(factor), flushed
+
+
+@register_rounding_bound(nn.Tanh)
+def _tanh(module: nn.Tanh, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    # torch documents no bound; its vector library promises one unit in the last place. Eight here.
+    return precision.gamma(16), precision.smallest * math.sqrt(math.prod(shape))
+
+
+@register_rounding_bound(layers.ScaledL2NormPool2d)
+def _l2_norm_pool(
+    module: layers.ScaledL2NormPool2d, precision: Precision, shape: torch.Size
+) -> tuple[float, float]:
+    # Squares, their sum, the mean and back, the root, the factor k: relative errors all.
+    window = math.prod(module.kernel_size)
+    # Squares below the smallest number vanish: a window may lose the root of as many.
+    flushed = math.sqrt(precision.smallest * 4 * window) * math.sqrt(math.prod(shape))
+    return precision.gamma(window + 6) * abs(module.k), abs(module.k) * flushed
+
+
+@register_rounding_bound(layers.ScaledAvgPool2d)
+def _avg_pool(
+    module: layers.ScaledAvgPool2d, precision: Precision, shape: torch.Size
+) -> tuple[float, float]:
+    window = math.prod(module.kernel_size)
+    flushed = precision.smallest * 4 * window * math.sqrt(math.prod(shape))
+    return precision.gamma(window + 4) * abs(module.k), abs(module.k) * flushed

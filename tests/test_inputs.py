@@ -1,0 +1,267 @@
+"""How X, labels and weights come in."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sklip.inputs import (
+    as_rows,
+    cast_rows,
+    check_input_shape,
+    check_sample_weight,
+    encode_labels,
+    inferred_input_shape,
+)
+
+# -- input_shape -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), [3, 8, 9], np.array([2, 4, 5])])
+def test_input_shape_is_three_python_integers(shape):
+    checked = check_input_shape(shape)
+    assert checked == tuple(int(side) for side in shape)
+    assert all(type(side) is int for side in checked)
+
+
+def test_no_input_shape_is_none():
+    assert check_input_shape(None) is None
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(28, 28), (1, 1, 28, 28), (), (0, 28, 28), (1, -28, 28), (1.0, 28, 28), (True, 28, 28), "abc"],
+)
+def test_input_shape_must_be_three_positive_integers(shape):
+    with pytest.raises(ValueError, match=r"^input_shape must be three positive integers"):
+        check_input_shape(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 8), None),
+        ((5,), None),
+        ((5, 2, 2, 2, 2), None),
+        ((5, 8, 9), (1, 8, 9)),
+        ((5, 1, 8, 9), (1, 8, 9)),
+        ((5, 3, 32, 32), (3, 32, 32)),
+        # The last axis looks like channels, but the first looks so as well.
+        ((5, 1, 28, 3), (1, 28, 3)),
+        ((5, 3, 4, 3), (3, 4, 3)),
+    ],
+)
+def test_shape_of_images_is_inferred_and_that_of_tables_is_not(shape, expected):
+    assert inferred_input_shape(np.zeros(shape), None) == expected
+    assert inferred_input_shape(torch.zeros(shape), None) == expected
+
+
+def test_what_has_no_shape_is_left_to_scikit_learn():
+    assert inferred_input_shape([[1.0, 2.0]], None) is None
+
+
+@pytest.mark.parametrize("shape", [(5, 28, 28, 1), (5, 32, 32, 3), (5, 9, 2, 4)])
+def test_images_with_the_channels_last_are_refused_unless_their_shape_is_given(shape):
+    given = (shape[3], shape[1], shape[2])
+    # The remedy stands in the message.
+    with pytest.raises(ValueError, match=r"channels last.*input_shape=") as error:
+        inferred_input_shape(np.zeros(shape), None)
+    assert str(given) in str(error.value)
+    assert inferred_input_shape(np.zeros(shape), given) == given
+
+
+def test_a_given_input_shape_is_taken_as_it_is():
+    for shape in [(5, 12), (5, 3, 4), (5, 3, 2, 2), (5, 2, 2, 3)]:
+        assert inferred_input_shape(np.zeros(shape), (3, 2, 2)) == (3, 2, 2)
+
+
+# -- as_rows -----------------------------------------------------------------------------------
+
+
+def test_images_become_rows_in_channels_first_order():
+    images = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    rows = as_rows(images, (3, 4, 5), "Name")
+    for n in range(2):
+        flat = [images[n, c, h, w] for c in range(3) for h in range(4) for w in range(5)]
+        assert rows[n].tolist() == flat
+
+
+def test_explicit_input_shape_transposes_channels_last_as_by_hand():
+    images = np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3)
+    rows = as_rows(images, (3, 4, 5), "Name")
+    for n in range(2):
+        flat = [images[n, h, w, c] for c in range(3) for h in range(4) for w in range(5)]
+        assert rows[n].tolist() == flat
+    by_hand = as_rows(np.moveaxis(images, 3, 1), (3, 4, 5), "Name")
+    assert rows.tolist() == by_hand.tolist()
+
+
+def test_a_cube_is_read_with_the_channels_first():
+    # Both orders fit; only the one that needs no transposition is ever assumed.
+    images = np.arange(27).reshape(1, 3, 3, 3)
+    assert as_rows(images, (3, 3, 3), "Name").tolist() == [list(range(27))]
+
+
+def test_images_without_a_channel_axis_have_one_channel():
+    images = np.arange(2 * 4 * 5).reshape(2, 4, 5)
+    expected = images.reshape(2, 20).tolist()
+    assert as_rows(images, (1, 4, 5), "Name").tolist() == expected
+    assert as_rows(images[:, None], (1, 4, 5), "Name").tolist() == expected
+    assert as_rows(images[..., None], (1, 4, 5), "Name").tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_shape", "message"),
+    [
+        (
+            (2, 4, 4),
+            (1, 5, 5),
+            r"images of shape \(1, 4, 4\).*Name is expecting images of shape \(1, 5, 5\)",
+        ),
+        ((2, 3, 5, 4), (3, 4, 5), r"images of shape \(3, 5, 4\).*\(3, 4, 5\)"),
+        ((2, 5, 4, 3), (3, 4, 5), r"images of shape \(5, 4, 3\).*\(3, 4, 5\)"),
+        ((2, 4, 5, 2), (3, 4, 5), r"images of shape \(4, 5, 2\).*\(3, 4, 5\)"),
+        ((2, 4, 5), (3, 4, 5), r"images of shape \(1, 4, 5\).*\(3, 4, 5\)"),
+        ((2, 4, 5), (20,), r"images of shape \(1, 4, 5\).*Name is expecting flat rows"),
+        ((2, 1, 4, 5), (20,), r"images of shape \(1, 4, 5\).*flat rows"),
+    ],
+)
+def test_images_of_another_shape_are_refused(shape, input_shape, message):
+    with pytest.raises(ValueError, match=message):
+        as_rows(np.zeros(shape), input_shape, "Name")
+
+
+def test_everything_else_is_left_to_scikit_learn():
+    table = np.zeros((2, 3))
+    frame = pd.DataFrame(table)
+    for X in (table, frame, table.tolist(), "text", None, np.zeros((2, 2, 2, 2, 2))):
+        assert as_rows(X, (3,), "Name") is X
+    images = np.zeros((2, 2, 2))
+    assert as_rows(images, None, "Name") is images
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 2, 3), (4, 1, 2, 3)])
+def test_tensors_count_as_arrays(shape):
+    tensor = torch.arange(24.0).reshape(shape).requires_grad_()
+    input_shape = (6,) if len(shape) == 2 else (1, 2, 3)
+    rows = as_rows(tensor, input_shape, "Name")
+    assert isinstance(rows, np.ndarray)
+    assert rows.tolist() == np.arange(24.0).reshape(4, 6).tolist()
+
+
+def test_inputs_are_not_written_to():
+    images = np.arange(24.0).reshape(2, 3, 2, 2)
+    images.flags.writeable = False
+    rows = as_rows(images, (3, 2, 2), "Name")
+    cast_rows(rows, "float32")
+    assert images.tolist() == np.arange(24.0).reshape(2, 3, 2, 2).tolist()
+
+
+# -- cast_rows ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("given", [np.uint8, np.int64, np.float32, np.float64, bool])
+def test_rows_are_cast_to_the_precision_of_the_network(given, dtype):
+    rows = np.array([[0, 1], [1, 100]]).astype(given)
+    cast = cast_rows(rows, dtype)
+    assert cast.dtype == dtype
+    assert cast.tolist() == rows.astype(float).tolist()
+    if rows.dtype == dtype:
+        assert cast is rows
+
+
+# The largest float32, half its spacing above which the cast rounds up to infinity.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, _LARGEST + 2.0**103])
+def test_a_value_too_large_for_the_precision_is_refused(value):
+    with pytest.raises(ValueError, match=r"infinity or a value too large for dtype\('float32'\)"):
+        cast_rows(np.array([[0.0, value]]), "float32")
+    assert cast_rows(np.array([[0.0, value]]), "float64")[0, 1] == value
+
+
+def test_the_largest_value_is_not_too_large():
+    assert cast_rows(np.array([[_LARGEST]]), "float32")[0, 0] == np.float32(_LARGEST)
+
+
+# -- labels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        np.array([-3, 0, 7]),
+        np.array([0.5, 1.5]),
+        np.array(["axolotl", "cat", "dog"]),
+        np.array(["axolotl", "cat"], dtype=object),
+        np.array([False, True]),
+        np.array([4]),
+    ],
+    ids=str,
+)
+def test_labels_become_indices_of_their_classes(classes):
+    labels = np.random.default_rng(0).choice(classes, 20)
+    codes = encode_labels(labels, classes, None)
+    assert [classes[code] for code in codes] == labels.tolist()
+    again = encode_labels(labels, classes, classes[::-1].tolist())
+    assert again.tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "unseen"),
+    [
+        ([1, 9, 0], [0, 1], "[9]"),
+        ([-1, 1, -1], [0, 1], "[-1]"),
+        ([1, 2, 3], [1, 3], "[2]"),
+        (["cow", "cat"], ["cat", "dog"], "['cow']"),
+        (["a", "z"], ["cat", "dog"], "['a', 'z']"),
+    ],
+)
+def test_labels_of_no_class_are_refused_by_name(labels, classes, unseen):
+    with pytest.raises(ValueError, match=r"^y contains labels that are not in classes=") as error:
+        encode_labels(np.array(labels), np.array(classes), None)
+    assert str(error.value).endswith(f": {unseen}.")
+    assert str(classes) in str(error.value)
+
+
+@pytest.mark.parametrize("repeated", [[0], [0, 1, 2], [0, 2]])
+def test_classes_must_stay_those_of_the_first_call(repeated):
+    with pytest.raises(ValueError, match=r"first call to partial_fit, \[0, 1\], got "):
+        encode_labels(np.array([0]), np.array([0, 1]), repeated)
+
+
+# -- weights -----------------------------------------------------------------------------------
+
+
+def test_no_weights_are_none():
+    assert check_sample_weight(None, 3) is None
+
+
+@pytest.mark.parametrize(
+    "weights", [[1, 0, 2], (1.0, 0.0, 2.0), np.array([1, 0, 2], np.float32), pd.Series([1, 0, 2])]
+)
+def test_weights_become_floats(weights):
+    checked = check_sample_weight(weights, 3)
+    assert checked.dtype == np.float64
+    assert checked.tolist() == [1.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 1.0], r"sample_weight.shape == \(2,\), expected \(3,\)"),
+        ([[1.0], [1.0], [1.0]], r"sample_weight must be 1D, got shape \(3, 1\)"),
+        ([1.0, -1e-9, 1.0], r"Negative values in data passed to `sample_weight`"),
+        ([0.0, 0.0, 0.0], r"at least one non-zero"),
+        ([1.0, math.nan, 1.0], "sample_weight contains NaN"),
+        ([1.0, math.inf, 1.0], "sample_weight contains infinity"),
+        (["a", "b", "c"], "could not convert string to float"),
+    ],
+)
+def test_weights_must_be_one_a_sample_and_not_all_zero(weights, message):
+    with pytest.raises(ValueError, match=message):
+        check_sample_weight(weights, 3)
