@@ -7,7 +7,7 @@ is worse than none. Nothing here samples or estimates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -140,7 +140,27 @@ def lipschitz_bound(module: nn.Module) -> float:
             "proven rule with sklip.bounds.register_lipschitz_bound."
         )
     refuse_altered(module)
-    return rule(module)
+    return _checked(rule(module), module)
+
+
+def _product(factors: Iterable[float]) -> float:
+    """Product rounded up; above zero if no factor is zero."""
+    bound = 1.0
+    for factor in factors:
+        if factor == 0:
+            return 0.0
+        bound = max(bound * factor * (1 + 2.0**-51), 5e-324)
+    return bound
+
+
+def _checked(bound: float, described: Any) -> float:
+    """Return what a rule gave, if it can be a Lipschitz constant."""
+    if not 0 <= bound < math.inf:
+        raise ValueError(
+            f"the Lipschitz bound of {type(described).__name__} must be finite and at least 0, got "
+            f"{bound!r}."
+        )
+    return float(bound)
 
 
 def refuse_altered(module: nn.Module) -> None:
@@ -154,8 +174,11 @@ def refuse_altered(module: nn.Module) -> None:
     )
     if any(hooks):
         raise TypeError(f"{name} has forward hooks, which may change its output; remove them.")
-    if {"forward", "_forward_impl", "_conv_forward", "__call__"} & set(vars(module)):
-        raise TypeError(f"{name} has a replaced forward method; restore the one of its class.")
+    replaced = [
+        key for key, value in vars(module).items() if callable(value) and hasattr(type(module), key)
+    ]
+    if replaced:
+        raise TypeError(f"{name} has a replaced {replaced[0]} method; restore the one of its class.")
 
 
 @register_lipschitz_bound(nn.Linear)
@@ -185,19 +208,19 @@ def _conv2d(module: nn.Conv2d) -> float:
 
 def _check_circular(module: nn.Conv2d) -> None:
     """Where circular padding wraps a pixel twice, the supremum of the symbol is no bound."""
+    # Read from what the forward pass uses: attributes may have been set since.
     if tuple(module.stride) != (1, 1):
         raise TypeError(
             "Conv2d with circular padding and a stride has no Lipschitz bound, as it depends on the "
             "size of the map; use padding_mode='zeros'."
         )
-    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    if module.padding != "same" and module.padding != "valid":
-        padding = (int(module.padding[0]), int(module.padding[1]))
-        if any(2 * p > span for p, span in zip(padding, spans, strict=True)):
-            raise TypeError(
-                "Conv2d with circular padding has no Lipschitz bound if 2 * padding exceeds "
-                f"dilation * (kernel_size - 1), got padding={padding}; lower padding."
-            )
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.weight.shape[2:], strict=True)]
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    if top + bottom > spans[0] or left + right > spans[1]:
+        raise TypeError(
+            "Conv2d with circular padding has no Lipschitz bound if the padding of both sides exceeds "
+            f"dilation * (kernel_size - 1), got padding={module.padding}; lower padding."
+        )
 
 
 @register_lipschitz_bound(
@@ -240,18 +263,22 @@ def _scaled(module: layers.Scale) -> float:
 
 @register_lipschitz_bound(nn.Sequential)
 def _sequential(module: nn.Sequential) -> float:
-    bound = math.prod(lipschitz_bound(child) for child in module)
-    return bound * (1 + len(module) * 2.0**-52)  # the product's own rounding
+    return _product(lipschitz_bound(child) for child in module)
 
 
 @register_lipschitz_bound(
     layers.SpectralLinear,
     layers.SpectralConv2d,
     layers.OrthogonalConv2d,
-    layers.Sequential,
 )
 def _constrained(module: nn.Module) -> float:
     return lipschitz_bound(layers.to_torch(module))
+
+
+@register_lipschitz_bound(layers.Sequential)
+def _constrained_sequential(module: layers.Sequential) -> float:
+    # Child by child: an export of the whole would drop hooks and replaced methods unseen.
+    return _product([abs(module.factor) * (1 + 2.0**-51), *map(lipschitz_bound, module)])
 
 
 def transformer_bound(transformer: Any) -> float:
@@ -290,7 +317,11 @@ def transformer_bound(transformer: Any) -> float:
             "sklip.bounds.register_transformer_bound."
         )
     check_is_fitted(transformer)
-    return rule(transformer)
+    if "transform" in vars(transformer):
+        raise TypeError(
+            f"{type(transformer).__name__} has a replaced transform method; restore that of its class."
+        )
+    return _checked(rule(transformer), transformer)
 
 
 def _largest(factors: Any) -> float:
@@ -303,7 +334,13 @@ def _largest(factors: Any) -> float:
 
 @register_transformer_bound(StandardScaler)
 def _standard_scaler(scaler: StandardScaler) -> float:
-    return 1.0 if scaler.scale_ is None else _largest(1.0 / scaler.scale_)
+    # What transform does depends on the parameter as it is now.
+    if not scaler.with_std:
+        return 1.0
+    # transform rounds scale_ to the precision of X first.
+    casts = [scaler.scale_.astype(dtype) for dtype in (np.float64, np.float32, np.float16)]
+    usable = [cast.astype(np.float64) for cast in casts if np.isfinite(cast).all() and cast.all()]
+    return max(_largest(1.0 / scale) for scale in usable or casts[:1])
 
 
 @register_transformer_bound(MinMaxScaler)
@@ -313,5 +350,4 @@ def _min_max_scaler(scaler: MinMaxScaler) -> float:
 
 @register_transformer_bound(Pipeline)
 def _pipeline(pipeline: Pipeline) -> float:
-    bound = math.prod(transformer_bound(step) for _, step in pipeline.steps)
-    return bound * (1 + len(pipeline.steps) * 2.0**-52)
+    return _product(transformer_bound(step) for _, step in pipeline.steps)

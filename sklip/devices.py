@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 __all__ = [
     "available_device",
+    "digest",
     "draw_seed",
     "from_arrays",
     "resolve_device",
@@ -27,7 +29,8 @@ def resolve_device(device: str | torch.device) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise NotImplementedError("the meta device computes nothing")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ValueError(
@@ -65,6 +68,15 @@ def seeded(seed: int, device: str) -> Iterator[None]:
 def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
     """Return the parameters and buffers of `module` as NumPy arrays."""
     return {name: value.cpu().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def digest(module: nn.Module) -> str:
+    """Return a digest of the parameters and buffers of `module`."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, array in to_arrays(module).items():
+        state.update(f"{name}{array.dtype}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
 
 
 def from_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:

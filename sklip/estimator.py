@@ -20,12 +20,14 @@ from sklip import losses, networks
 from sklip.bounds import lipschitz_bound
 from sklip.devices import (
     available_device,
+    digest,
     draw_seed,
     from_arrays,
     resolve_device,
     seeded,
     to_arrays,
 )
+from sklip.inference import direct_forward
 from sklip.inputs import (
     as_numpy,
     as_rows,
@@ -38,9 +40,8 @@ from sklip.inputs import (
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
 from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_max_epochs
-from sklip.radii import certified_radii, margin_bounds
+from sklip.radii import certified_radii, margin_bounds, rounding_charges, row_lengths_upper
 from sklip.training import (
-    INFERENCE_ROWS,
     LipschitzNet,
     StopEarly,
     TensorData,
@@ -127,6 +128,10 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Proven L2 Lipschitz constant of the network from X to the logits.
     margin_bounds_ : ndarray of shape (n_outputs, n_outputs)
         Proven Lipschitz constant of each difference of two logits; of the logit for two classes.
+    rounding_offsets_, rounding_slopes_ : ndarray of shape (n_outputs, n_outputs)
+        Proven bound, offset + slope * length of the row, on the rounding error of each difference.
+    weights_digest_ : str
+        Digest of the weights that the bounds belong to.
     history_ : list of dict
         One row an epoch: train_loss, seconds, and valid_loss, valid_accuracy and
         valid_mean_certificate with early stopping; train_accuracy and train_mean_certificate if
@@ -324,7 +329,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
             For two classes one logit, positive for ``classes_[1]``.
         """
-        logits = self._logits(X).cpu().numpy()
+        logits = self._logits(self._rows(X)).cpu().numpy()
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -356,7 +361,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        scaled = self.tau * self._logits(X)
+        scaled = self.tau * self._logits(self._rows(X))
         if scaled.shape[1] == 1:
             probabilities = torch.sigmoid(torch.cat((-scaled, scaled), dim=1))
         else:
@@ -366,8 +371,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
         r"""Return for each row a radius inside which the predicted class can't change.
 
-        It is the smallest of :math:`(f_y - f_j) / K_{yj}` over the other classes j, with
-        :math:`K_{yj}` the proven constant of the difference (`margin_bounds_`).
+        Neither the class that ``predict`` computes for any representable x' in the ball, nor that of
+        the exact function of the stored weights: the rounding errors of ``predict`` at x and at x' are
+        charged.
 
         Parameters
         ----------
@@ -378,8 +384,45 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         -------
         radii : ndarray of shape (n_samples,)
             L2, in the units of X; 0 where nothing can be said.
+
+        Raises
+        ------
+        RuntimeError
+            If the weights of `network_` were changed after ``fit``: the bounds are of the old ones.
+
+        See Also
+        --------
+        sklip.radii.certified_radii : The formula.
+        rounding_loss_ : What the charge for rounding costs.
         """
-        return certified_radii(self.decision_function(X), self.margin_bounds_)
+        rows = self._rows(X)
+        self._refuse_changed_weights()
+        return certified_radii(
+            self._logits(rows).cpu().numpy(),
+            self.margin_bounds_,
+            offsets=self.rounding_offsets_,
+            slopes=self.rounding_slopes_,
+            lengths=row_lengths_upper(rows),
+        )
+
+    def rounding_loss_(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the share of each radius that the charge for rounding takes away.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        losses : ndarray of shape (n_samples,)
+            Between 0 and 1; 0 where the radius is 0 with or without the charge.
+        """
+        uncharged = certified_radii(self._logits(self._rows(X)).cpu().numpy(), self.margin_bounds_)
+        charged = self.certificates_(X)
+        comparable = (uncharged > 0) & np.isfinite(uncharged)
+        losses: NDArray[np.float64] = 1 - charged / np.where(comparable, uncharged, 1.0)
+        return np.where(comparable, losses, 0.0)
 
     def certified_score(
         self, X: ArrayLike, y: ArrayLike, eps: float, sample_weight: ArrayLike | None = None
@@ -491,7 +534,10 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _check_network(self, network: nn.Module, n_outputs: int) -> None:
         """Refuse a user's network before hours of training, not after."""
         # Bounds first: a module that they refuse may do anything when called.
-        margin_bounds(to_torch(network).eval(), n_outputs)
+        lipschitz_bound(network.eval())
+        plain = to_torch(network).eval()
+        margin_bounds(plain, n_outputs)
+        rounding_charges(plain, n_outputs, self.dtype_, self.input_shape_)
         probe = torch.zeros(2, *self.input_shape_, dtype=getattr(torch, self.dtype_))
         with torch.no_grad():
             shape = tuple(network.eval()(probe).shape)
@@ -573,26 +619,43 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "contains large values."
             )
         network = to_torch(module).eval().requires_grad_(False)
-        bounds = margin_bounds(network, 1 if len(self.classes_) == 2 else len(self.classes_))
-        bound = lipschitz_bound(network)
+        self._certify(network)
         self.net_ = net
-        self.network_ = network
-        self.margin_bounds_ = bounds
         self.history_ = [*history, *net.epoch_rows()[epochs_before:]]
         self.n_iter_ = len(self.history_)
-        self.lipschitz_bound_ = bound
         return self
+
+    def _certify(self, network: nn.Module) -> None:
+        """Prove the bounds of a plain network; only when all are proven is it the one in use."""
+        n_outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        bounds = margin_bounds(network, n_outputs)
+        offsets, slopes = rounding_charges(network, n_outputs, self.dtype_, self.input_shape_)
+        bound = lipschitz_bound(network)
+        self.network_ = network
+        self.weights_digest_ = digest(network)
+        self.margin_bounds_ = bounds
+        self.rounding_offsets_, self.rounding_slopes_ = offsets, slopes
+        self.lipschitz_bound_ = bound
+
+    def _refuse_changed_weights(self) -> None:
+        if digest(self.network_) != self.weights_digest_:
+            raise RuntimeError(
+                "The weights of network_ were changed after fit, so its bounds hold no longer; fit "
+                "again, or change a copy from to_torch()."
+            )
 
     # -- prediction and storage --------------------------------------------------------------
 
-    def _logits(self, X: ArrayLike) -> Tensor:
+    def _rows(self, X: ArrayLike) -> NDArray[Any]:
+        """Validate X for prediction and return its rows in the network's precision."""
         check_is_fitted(self)
         rows = validate_data(
             self, as_rows(X, self.input_shape_, type(self).__name__), reset=False, order="C"
         )
-        inputs = self._as_tensor(cast_rows(rows, self.dtype_))
-        with torch.no_grad():
-            return torch.cat([self.network_(part) for part in inputs.split(INFERENCE_ROWS)])
+        return cast_rows(rows, self.dtype_)
+
+    def _logits(self, rows: NDArray[Any]) -> Tensor:
+        return direct_forward(self.network_, self._as_tensor(rows))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "lipschitz_bound_")
@@ -618,3 +681,6 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         module = from_arrays(module, state["net_"])
         self.net_ = self._make_net(module, 0)
         self.net_.restore_history(self.history_)
+        if callable(self._plan_.architecture):
+            # Somebody else's code built the network just now, and it may have changed since fit.
+            self._certify(self.network_)

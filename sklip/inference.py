@@ -2,15 +2,16 @@ r"""The forward pass that predicts and that certificates speak of: direct sums, 
 
 Note [Direct sums]
 ------------------
-A bound on rounding errors, gamma_n |W| |x| for a dot product of length n, holds for products that are
-summed directly, in whatever order. It does not hold for Winograd or FFT convolutions, TF32 or bfloat16
-products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the machine, the
-batch size and global switches. So the network is evaluated here by matrix products only: a convolution
-gathers its patches (unfold) first. Long sums are cut into blocks of 128 terms that are added up
-afterwards, which brings the error of n terms from about n down to 128 + n / 128 units.
+A bound on rounding errors, gamma_n |W| |x| for a dot product of length n, holds for products that
+are summed directly, in whatever order. It does not hold for Winograd or FFT convolutions, TF32 or
+bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the
+machine, the batch size and global switches. So the network is evaluated here by matrix products
+only: a convolution gathers its patches (unfold) first. Long sums are cut into blocks of 128 terms
+that are added up afterwards, which brings the error of n terms from about n units down to
+128 + n / 128.
 
-No global switch is touched. Where one allows products of lower precision, float32 networks are evaluated
-in float64 and the result is rounded.
+No global switch is touched. Where one allows products of lower precision, float32 networks are
+evaluated in float64 and the result is rounded.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def _evaluate(layer: nn.Module, x: Tensor) -> Tensor:
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     blocks = zip(x.split(BLOCK, -1), layer.weight.split(BLOCK, 1), strict=True)
     first, weight = next(blocks)
-    total = first @ weight.mT
+    total: Tensor = first @ weight.mT
     for part, weight in blocks:
         total += part @ weight.mT
     return total if layer.bias is None else total.add_(layer.bias)
@@ -122,4 +123,4 @@ def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     result = torch.cat(outputs, 1) if layer.groups > 1 else outputs[0]
     if layer.bias is not None:
         result += layer.bias[:, None]
-    return result.unflatten(2, (height, width))
+    return result.view(*result.shape[:2], height, width)

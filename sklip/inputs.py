@@ -24,7 +24,7 @@ __all__ = [
     "inferred_input_shape",
 ]
 
-_CHANNEL_COUNTS = (1, 3, 4)
+_CHANNEL_COUNTS = (1, 2, 3, 4)
 
 
 def check_input_shape(input_shape: Any) -> tuple[int, int, int] | None:
@@ -53,8 +53,8 @@ def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tu
     if shape[3] in _CHANNEL_COUNTS and shape[1] > shape[3]:
         raise ValueError(
             f"X of shape {tuple(shape)} looks like images with the channels last; pass "
-            f"input_shape=({shape[3]}, {shape[1]}, {shape[2]}) to have them read so, or transpose "
-            "X to (n_samples, channels, height, width)."
+            f"input_shape=({shape[3]}, {shape[1]}, {shape[2]}) to have them read so, or "
+            f"input_shape={tuple(int(side) for side in shape[1:])} if the channels are first."
         )
     return tuple(shape[1:])
 

@@ -274,8 +274,8 @@ class MulticlassSoftHKRLoss(nn.Module):
     Each sample pays :math:`\sum_c p_c\,[\alpha\,\mathrm{relu}(m/2 - s_c f_c) - s_c f_c]`, where
     :math:`p_y = 1` for the true class and p is the softmax of :math:`T f` over the others. The
     temperature follows the size of the logits, :math:`T = T_0\, m / \max(\mu, m)` clipped to
-    [0.005, 250], with :math:`\mu` a running mean of :math:`|f|` that starts at m. No gradient
-    passes through T.
+    [0.005, 250], with :math:`\mu` a running mean of :math:`|f|` that starts at m and is kept in
+    [0.005, 1000]. No gradient passes through T.
 
     Parameters
     ----------
@@ -315,7 +315,8 @@ class MulticlassSoftHKRLoss(nn.Module):
         with torch.no_grad():
             mean = self.running_mean.to(logits)
             if self.training:
-                mean = torch.lerp(logits.abs().mean(), mean, self.decay)
+                size = _weighted_mean(logits.abs().mean(1), sample_weight)
+                mean = torch.lerp(size, mean, self.decay)
                 self.running_mean = mean.clamp(0.005, 1000.0)
             temperature = self.temperature * self.min_margin / mean.clamp(min=self.min_margin)
             temperature = temperature.clamp(0.005, 250.0)

@@ -27,6 +27,8 @@ def check_eps(eps: float) -> float:
 
 def _check_radii(radii: ArrayLike) -> NDArray[np.float64]:
     values: NDArray[np.float64] = column_or_1d(radii, dtype=np.float64)
+    if len(values) == 0:
+        raise ValueError("radii must hold at least one sample, got an empty array.")
     if np.isnan(values).any() or (values < 0).any():
         raise ValueError("radii must be at least 0 and not NaN.")
     return values
@@ -108,7 +110,11 @@ def average_certified_radius_score(
     values = _check_radii(radii)
     right = _right(y_true, y_pred, values)
     counted = np.where(right, values, 0.0)
-    return float(np.average(counted, weights=check_sample_weight(sample_weight, len(right))))
+    weight = check_sample_weight(sample_weight, len(right))
+    if weight is not None:
+        # A row of weight zero is no row, even if its radius is infinite.
+        counted, weight = counted[weight > 0], weight[weight > 0]
+    return float(np.average(counted, weights=weight))
 
 
 def average_signed_radius_score(

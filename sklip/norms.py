@@ -92,6 +92,8 @@ def _smallest_eigenvalue_lower(gram: Tensor) -> float:
 
 
 def _finite(values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise TypeError(f"weights must be real to be certified, got {values.dtype}.")
     exact = values.detach().to("cpu", torch.float64)
     if not torch.isfinite(exact).all():
         raise ValueError("weights must be finite to be certified, got NaN or infinite values.")
@@ -156,10 +158,15 @@ def row_distances_upper(matrix: Tensor) -> Tensor:
     -------
     distances : Tensor of shape (rows, rows), float64
     """
-    w = _finite(matrix)
+    exact = _finite(matrix)
+    w, exponent = _scaled(matrix)
     distances = torch.stack([(w - row).square().sum(1).sqrt() for row in w])
     # n + 2 roundings under the root, one in each difference, one in the root.
-    return distances * (1 + 2 * (w.shape[1] + 8) * _U) + torch.where(distances > 0, _TINY, 0.0)
+    distances *= 1 + 2 * (w.shape[1] + 8) * _U
+    # Squares below 1e-308 vanish: entries up to 1e-154 of each difference.
+    differ = torch.stack([(exact != row).any(1) for row in exact]).double()
+    distances += differ * (1e-150 * w.shape[1])
+    return torch.from_numpy(np.ldexp(distances.numpy(), exponent)) * (1 + 2 * _U) + differ * _TINY
 
 
 def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:

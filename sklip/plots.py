@@ -259,7 +259,7 @@ class TradeoffDisplay:
         names = (f"param_{param_name}", f"mean_test_{accuracy}", f"mean_test_{robustness}")
         missing = [name for name in names if name not in cv_results]
         if missing:
-            raise ValueError(f"cv_results must contain {list(names)}, got none of {missing}.")
+            raise ValueError(f"cv_results must contain {list(names)}, {missing} missing.")
         values, *scores = (np.asarray(cv_results[name], dtype=np.float64) for name in names)
         order = np.argsort(values)
         return cls(
@@ -286,11 +286,14 @@ class TradeoffDisplay:
         """
         self.ax_ = _axes(ax)
         self.figure_ = self.ax_.figure
-        style = {"marker": "o", **plot_kwargs}
+        style: dict[str, Any] = {"marker": "o", **plot_kwargs}
+        style.pop("label", None)  # the two lines have names of their own
         self.lines_ = [
             *self.ax_.plot(self.param_values, self.accuracy, label="accuracy", **style),
             *self.ax_.plot(self.param_values, self.robustness, label=self.robustness_name, **style),
         ]
-        self.ax_.set(xscale="log", xlabel=self.param_name, ylabel="score", ylim=(0, 1.02))
+        # Accuracies end at 1; a mean radius may be any length.
+        top = max(1.02, 1.02 * float(np.max(self.robustness)))
+        self.ax_.set(xscale="log", xlabel=self.param_name, ylabel="score", ylim=(0, top))
         self.ax_.legend()
         return self

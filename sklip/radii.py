@@ -2,6 +2,7 @@ r"""From logits and bounds to certified radii."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -12,9 +13,18 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
 from sklip.bounds import lipschitz_bound, refuse_altered, transformer_bound
+from sklip.inference import flat_chain
 from sklip.norms import row_distances_upper
+from sklip.rounding import Precision, layer_steps, propagate, transformer_step
 
-__all__ = ["certificates", "certified_radii", "margin_bounds", "margin_radii"]
+__all__ = [
+    "certificates",
+    "certified_radii",
+    "margin_bounds",
+    "margin_radii",
+    "rounding_charges",
+    "row_lengths_upper",
+]
 
 
 def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
@@ -41,9 +51,12 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     Singla, Singla, Feizi (2022), Improved deterministic l2 robustness on CIFAR-10 and CIFAR-100,
     arXiv 2108.04062.
     """
-    chain = _flat_chain(network)
+    chain = _checked_chain(network)
     if type(chain[-1]) is nn.Linear:
-        refuse_altered(chain[-1])
+        if chain[-1].out_features != n_outputs:
+            raise ValueError(
+                f"n_outputs must be that of the network, {chain[-1].out_features}, got {n_outputs}."
+            )
         body = lipschitz_bound(nn.Sequential(*chain[:-1]))
         weight = chain[-1].weight
         if n_outputs == 1:
@@ -57,27 +70,92 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     return pairs
 
 
-def _flat_chain(network: nn.Module) -> list[nn.Module]:
-    """The layers of nested plain Sequentials in order."""
-    if type(network) is not nn.Sequential:
-        return [network]
-    refuse_altered(network)
-    return [layer for child in network for layer in _flat_chain(child)] or [nn.Identity()]
+def _checked_chain(network: nn.Module) -> list[nn.Module]:
+    """Return the layers in order; containers and layers must be what their class says."""
+    for module in network.modules():
+        refuse_altered(module)
+    return flat_chain(network) or [nn.Identity()]
 
 
-def certified_radii(
-    logits: NDArray[np.floating[Any]], bounds: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    r"""Radius :math:`\min_{j \ne y} (f_y - f_j) / K_{yj}` around each row, y the predicted class.
-
-    Ties and rows with a logit that is not finite get 0. Operations round towards 0.
+def rounding_charges(
+    network: nn.Module, n_outputs: int, dtype: str, input_shape: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    r"""Bound the rounding error of all computed logit differences of a plain network.
 
     Parameters
     ----------
-    logits : ndarray of shape (n_samples,) or (n_samples, n_classes)
+    network : torch.nn.Module
+        The finished network, in plain layers.
+    n_outputs : int
+        Number of logits.
+    dtype : str
+        Precision in which :func:`sklip.inference.direct_forward` evaluates it.
+    input_shape : tuple of int
+        Shape of one sample.
+
+    Returns
+    -------
+    offsets, slopes : ndarray of shape (n_outputs, n_outputs)
+        For an input of length t, the computed difference of logits i and j lies within
+        ``offsets[i, j] + slopes[i, j] * t`` of the exact one. For a single logit, of the logit.
+    """
+    chain = _checked_chain(network)
+    head = chain[-1] if type(chain[-1]) is nn.Linear else None
+    body = chain if head is None else chain[:-1]
+    precision = Precision.of(dtype)
+    steps = layer_steps(body, [lipschitz_bound(layer) for layer in body], dtype, input_shape)
+    lost = precision.smallest * math.sqrt(math.prod(input_shape))
+    value, error = propagate(steps, precision.unit, lost)
+    if head is None:
+        both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
+        return both * error.offset, both * error.slope
+    # Two roundings more than the sum: where it is done in float64, the result is cast.
+    gamma = precision.gamma_of_sum(head.in_features) + 2 * precision.unit
+    weight = head.weight.detach().cpu().double()
+    rows = weight.norm(dim=1).numpy() * (1 + 2.0**-30)
+    bias = np.zeros(n_outputs)
+    if head.bias is not None:
+        bias = np.abs(head.bias.detach().cpu().double().numpy())
+    flushed = 4 * precision.smallest * (head.in_features + 1)
+    if n_outputs == 1:
+        distances, rows, bias = rows[:, None], rows[:, None], bias[:, None]
+    else:
+        distances = row_distances_upper(weight).numpy()
+        rows, bias = rows[:, None] + rows, bias[:, None] + bias
+    offsets = distances * error.offset + gamma * (rows * (value.offset + error.offset) + bias)
+    slopes = distances * error.slope + gamma * rows * (value.slope + error.slope)
+    return (offsets + flushed) * (1 + 2.0**-40), slopes * (1 + 2.0**-40)
+
+
+def certified_radii(
+    logits: NDArray[np.floating[Any]],
+    bounds: NDArray[np.float64],
+    *,
+    offsets: NDArray[np.float64] | float = 0.0,
+    slopes: NDArray[np.float64] | float = 0.0,
+    lengths: NDArray[np.float64] | float = 0.0,
+) -> NDArray[np.float64]:
+    r"""Radius around each row inside which neither the computed nor the exact class changes.
+
+    With y the predicted class, m_j the computed margin over class j and the rounding error of a margin
+    at x' bounded by :math:`p_j + q_j \|x'\|`, the radius is the largest r with
+
+    .. math:: m_j - (p_j + q_j \|x\|) - (p_j + q_j (\|x\| + r)) - K_{yj} r \ge 0
+
+    for all j, and 0 if there is none. Without charges (the defaults) it is
+    :math:`\min_j m_j / K_{yj}`, which holds in exact arithmetic. Ties and rows with a logit that is not
+    finite get 0. The arithmetic rounds towards 0.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n_samples,) or (n_samples, n_outputs)
         One logit (its sign decides) or one a class (the largest decides).
     bounds : ndarray of shape (n_outputs, n_outputs)
         From :func:`margin_bounds`.
+    offsets, slopes : ndarray of shape (n_outputs, n_outputs), default=0.0
+        From :func:`rounding_charges`.
+    lengths : ndarray of shape (n_samples,), default=0.0
+        Upper bounds on the L2 lengths of the rows.
 
     Returns
     -------
@@ -93,24 +171,34 @@ def certified_radii(
     array([1.4142])
     """
     scores = np.asarray(logits, dtype=np.float64)
-    finite = np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
-    scores = np.where(finite if scores.ndim == 1 else finite[:, None], scores, 0.0)
-    if scores.ndim == 1:
-        margins, constants = np.abs(scores)[:, None], bounds
-        others = np.ones((len(scores), 1), dtype=bool)
-    else:
-        predicted = scores.argmax(axis=1)
-        margins = scores.max(axis=1, keepdims=True) - scores
-        constants = bounds[predicted]
-        others = np.arange(scores.shape[1]) != predicted[:, None]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratios = margins / constants
-    # Equal rows in the head: their difference never moves, so a positive margin is for ever.
-    ratios = np.where(margins > 0, ratios, 0.0)
-    ratios = np.where(others, ratios, np.inf).min(axis=1)
-    # Two roundings: the difference and the quotient.
-    radii: NDArray[np.float64] = np.where(finite, ratios * (1 - 2.0**-50), 0.0)
-    return radii
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    if bounds.shape != (scores.shape[1], scores.shape[1]):
+        raise ValueError(
+            f"bounds must have shape {(scores.shape[1], scores.shape[1])} for logits of shape "
+            f"{np.shape(logits)}, got {bounds.shape}."
+        )
+    finite = np.asarray(np.isfinite(scores).all(axis=1))
+    scores = np.where(finite[:, None], scores, 0.0)
+    largest = np.finfo(np.float64).max
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        if scores.shape[1] == 1:
+            predicted, margins = np.zeros(len(scores), dtype=np.intp), np.abs(scores)
+            others = np.ones(scores.shape, dtype=bool)
+        else:
+            predicted = scores.argmax(axis=1)
+            margins = scores.max(axis=1, keepdims=True) - scores
+            others = np.arange(scores.shape[1]) != predicted[:, None]
+        p, q = (np.broadcast_to(charge, bounds.shape)[predicted] for charge in (offsets, slopes))
+        charged = 2 * (p + q * np.broadcast_to(lengths, len(scores))[:, None])
+        # An overflow to infinity is replaced by a smaller number, which is safe. The difference of two
+        # large numbers is rounded in its last place, hence the factor on what is taken away.
+        left = np.minimum(margins, largest) * (1 - 2.0**-51) - charged * (1 + 2.0**-50)
+        ratios = left / (bounds[predicted] + q)
+    # Where K is 0 and nothing is charged, the difference never moves: a positive margin is for ever.
+    ratios = np.where((left > 0) & others, ratios, np.where(others, 0.0, np.inf)).min(axis=1)
+    # The quotient's rounding, and that of the difference when it is small against its terms.
+    radii: NDArray[np.float64] = np.nextafter(ratios * (1 - 2.0**-51), 0.0)
+    return np.where(finite, np.maximum(np.where(np.isinf(ratios), np.inf, radii), 0.0), 0.0)
 
 
 def margin_radii(
@@ -199,7 +287,7 @@ def certificates(estimator: Any, X: ArrayLike) -> NDArray[np.float64]:
         return _pipeline_certificates(estimator, X)
     if hasattr(estimator, "best_estimator_"):
         return certificates(estimator.best_estimator_, X)
-    if hasattr(estimator, "refit") and hasattr(estimator, "cv"):
+    if hasattr(estimator, "refit") and hasattr(estimator, "error_score"):
         check_is_fitted(estimator)
         raise TypeError(f"{type(estimator).__name__} needs refit=True to give certificates.")
     raise TypeError(
@@ -210,10 +298,43 @@ def certificates(estimator: Any, X: ArrayLike) -> NDArray[np.float64]:
 
 def _pipeline_certificates(pipeline: Pipeline, X: ArrayLike) -> NDArray[np.float64]:
     # The bounds come first: a step that has none is refused before any work is done.
-    bound = 1.0
-    for _, step in pipeline.steps[:-1]:
-        bound *= transformer_bound(step) * (1 + 2.0**-52)
-    final = pipeline.steps[-1][1]
-    transformed = X if len(pipeline.steps) == 1 else pipeline[:-1].transform(X)
+    for step in _transformers(pipeline):
+        transformer_bound(step)
+    # A scaler with copy=False would overwrite the caller's X.
+    rows = transformed = copy.deepcopy(X)
+    transformers, final = pipeline.steps[:-1], pipeline.steps[-1][1]
+    lengths = row_lengths_upper(np.asarray(X, dtype=np.float64)) if transformers else 0.0
+    if transformers:
+        transformed = pipeline[:-1].transform(rows)
     radii = certificates(final, transformed)
-    return radii / bound * (1 - 2.0**-51)
+    dtype = np.asarray(transformed).dtype
+    if dtype == np.float16:
+        raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
+    steps = [
+        transformer_step(step, dtype if dtype.kind == "f" else np.dtype(np.float64))
+        for step in _transformers(pipeline)
+    ]
+    _, error = propagate(steps, 0.0, 0.0)
+    bound = math.prod(step.constant for step in steps) * (1 + (len(steps) + 1) * 2.0**-52)
+    # The point that the classifier sees lies within error(||x||) of where exact steps would put it, at
+    # x and at any x' in the ball.
+    charged = 2 * (error.offset + error.slope * lengths)
+    with np.errstate(invalid="ignore"):
+        shrunk = (radii - charged * (1 + 2.0**-50)) / (bound + error.slope)
+    return np.maximum(np.nextafter(shrunk * (1 - 2.0**-50), -np.inf), 0.0)
+
+
+def _transformers(pipeline: Pipeline) -> list[Any]:
+    """Return the steps before the last, those of nested pipelines one by one."""
+    found: list[Any] = []
+    for _, step in pipeline.steps[:-1]:
+        found += [*_transformers(step), step.steps[-1][1]] if type(step) is Pipeline else [step]
+    return found
+
+
+def row_lengths_upper(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return upper bounds on the L2 lengths of flat rows, whatever their precision loses."""
+    values = rows.astype(np.float64, copy=False)
+    lengths = np.linalg.norm(values, axis=1)
+    # Rounding to float32 moves a length by less than this factor, summation by far less.
+    return np.asarray(lengths * (1 + 2.0**-20) + 1e-30)

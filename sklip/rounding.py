@@ -12,9 +12,9 @@ Through the chain, with L_i the layer's Lipschitz constant, s bounding the exact
     s_i = L_i s_{i-1} + \|f_i(0)\|, \qquad
     e_i = L_i e_{i-1} + c_i (s_{i-1} + e_{i-1}) + d_i .
 
-All is affine in the norm of the input, so two runs of the recursion give offset and slope once and for
-all; a certificate then costs the norm of its row. The input itself may have been rounded to the network's
-precision, which is the e the chain starts with.
+All is affine in the length of the input, so offset and slope are found once and for all; a certificate
+then costs the length of its row. The input itself may have been rounded to the network's precision,
+which is the e that the chain starts with.
 
 The rules assume IEEE arithmetic with round to nearest; flushing of subnormals is covered.
 
@@ -26,23 +26,37 @@ Higham (2002), Accuracy and stability of numerical algorithms, 2nd edition, chap
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 from sklip import layers
+from sklip.bounds import transformer_bound
 from sklip.inference import BLOCK
 from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
-__all__ = ["Precision", "chain_error", "register_rounding_bound"]
+__all__ = [
+    "Affine",
+    "Precision",
+    "Step",
+    "layer_steps",
+    "propagate",
+    "register_rounding_bound",
+    "register_transformer_rounding_bound",
+    "transformer_step",
+]
 
 Rule = TypeVar("Rule", bound=Callable[[Any, "Precision", torch.Size], tuple[float, float]])
 
 _RULES: dict[type, Callable[[Any, Precision, torch.Size], tuple[float, float]]] = {}
+_TRANSFORMER_RULES: dict[type, Callable[[Any, Precision], tuple[float, float, float]]] = {}
 
 
 @dataclass(frozen=True)
@@ -53,10 +67,10 @@ class Precision:
     smallest: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> Precision:
-        """Return the format of `dtype`."""
-        info = torch.finfo(dtype)
-        return cls(info.eps / 2, info.tiny)
+    def of(cls, dtype: Any) -> Precision:
+        """Return the format of a NumPy floating dtype or its name."""
+        info = np.finfo(dtype)
+        return cls(float(info.eps) / 2, float(info.tiny))
 
     def gamma(self, n_operations: int) -> float:
         r"""Return :math:`\gamma_n = n u / (1 - n u)`; infinite where nothing can be said."""
@@ -89,10 +103,60 @@ def register_rounding_bound(*module_types: type[nn.Module]) -> Callable[[Rule], 
     return register
 
 
-def chain_error(
-    chain: list[nn.Module], constants: list[float], dtype: torch.dtype, input_shape: tuple[int, ...]
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    r"""Bound values and errors at the end of a chain of layers, as affine functions of the input norm.
+@dataclass(frozen=True)
+class Affine:
+    """The function offset + slope * t of the length t of an input."""
+
+    offset: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of one map: constant, length of its value at 0, and error c * length + d."""
+
+    constant: float
+    at_zero: float
+    error_slope: float
+    error_offset: float
+
+
+def propagate(steps: Iterable[Step], cast_unit: float, cast_offset: float) -> tuple[Affine, Affine]:
+    r"""Bound values and errors at the end of a chain, as functions of the length of its input.
+
+    Parameters
+    ----------
+    steps : iterable of Step
+        The maps in order.
+    cast_unit, cast_offset : float
+        The input itself is taken with an error of at most cast_unit * length + cast_offset.
+
+    Returns
+    -------
+    value, error : Affine
+        The exact output for an input of length t is at most value(t) long; the computed one lies within
+        error(t) of it.
+    """
+    value, error = Affine(0.0, 1.0), Affine(cast_offset, cast_unit)
+    for step in steps:
+        grown = Affine(value.offset + error.offset, value.slope + error.slope)
+        error = Affine(
+            step.constant * error.offset + step.error_slope * grown.offset + step.error_offset,
+            step.constant * error.slope + step.error_slope * grown.slope,
+        )
+        value = Affine(step.constant * value.offset + step.at_zero, step.constant * value.slope)
+    # Sums and products of positive numbers: rounded up by more than they can have lost.
+    up = 1 + 2.0**-40
+    return (
+        Affine(value.offset * up, value.slope * up),
+        Affine(error.offset * up, error.slope * up),
+    )
+
+
+def layer_steps(
+    chain: list[nn.Module], constants: list[float], dtype: str, input_shape: tuple[int, ...]
+) -> list[Step]:
+    """Describe plain layers, evaluated in `dtype`, for :func:`propagate`.
 
     Parameters
     ----------
@@ -100,16 +164,14 @@ def chain_error(
         Plain layers.
     constants : list of float
         Their proven Lipschitz constants.
-    dtype : torch.dtype
+    dtype : str
         Precision in which they are evaluated.
     input_shape : tuple of int
         Shape of one sample.
 
     Returns
     -------
-    value, error : (float, float)
-        Offset and slope: the exact output of an input x is at most ``value[0] + value[1] * norm(x)``
-        long, and the computed one within ``error[0] + error[1] * norm(x)`` of it.
+    steps : list of Step
 
     Raises
     ------
@@ -130,40 +192,19 @@ def chain_error(
         with torch.no_grad():
             image = _in_float64(layer)(zeros)
         # The value at zero: a bias, spread over the map. Its own rounding is far below the factor.
-        at_zero = float(image.norm()) * (1 + 2.0**-30)
-        steps.append((constant, at_zero, slope, offset))
+        steps.append(Step(constant, float(image.norm()) * (1 + 2.0**-30), slope, offset))
         zeros = torch.zeros_like(image)
-    # Every value is rounded to the precision of the network before the first layer.
-    lost = precision.smallest * math.sqrt(math.prod(input_shape))
-    ends = [_run(steps, norm, precision.unit * norm + lost) for norm in (0.0, 1.0)]
-    (value0, error0), (value1, error1) = ends
-    # Sums and products of positive numbers: rounded up by more than they can have lost.
-    up = 1 + 2.0**-40
-    return (value0 * up, (value1 - value0) * up + value0 * 2.0**-40), (
-        error0 * up,
-        (error1 - error0) * up + error0 * 2.0**-40,
-    )
-
-
-def _run(
-    steps: list[tuple[float, float, float, float]], value: float, error: float
-) -> tuple[float, float]:
-    for constant, at_zero, slope, offset in steps:
-        error = constant * error + slope * (value + error) + offset
-        value = constant * value + at_zero
-    return value, error
+    return steps
 
 
 def _in_float64(layer: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(layer).double().cpu()
+    return copy.deepcopy(layer).cpu().double()
 
 
 @register_rounding_bound(nn.Linear)
 def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple[float, float]:
     gamma = precision.gamma_of_sum(module.in_features)
-    bias = 0.0 if module.bias is None else float(module.bias.double().norm())
+    bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())
     flushed = precision.smallest * 2 * (module.in_features + 1) * math.sqrt(module.out_features)
     return gamma * matrix_norm_upper(module.weight.abs()), gamma * bias * (1 + 2.0**-30) + flushed
 
@@ -182,7 +223,7 @@ def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple
     norm = max(convolution_norm_upper(part, stride) for part in dilated.chunk(module.groups))
     with torch.no_grad():
         pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
-    bias = 0.0 if module.bias is None else float(module.bias.double().norm())
+    bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())
     flushed = precision.smallest * 2 * (n_terms + 1) * math.sqrt(module.out_channels * pixels)
     return gamma * norm, gamma * bias * math.sqrt(pixels) * (1 + 2.0**-30) + flushed
 
@@ -213,9 +254,9 @@ def _center(module: layers.Center, precision: Precision, shape: torch.Size) -> t
 @register_rounding_bound(nn.LeakyReLU, layers.Scale)
 def _product(module: nn.Module, precision: Precision, shape: torch.Size) -> tuple[float, float]:
     # The constant itself is rounded to the network's precision, then multiplied: two roundings.
-    factor = module.k if isinstance(module, layers.Scale) else float(module.negative_slope)
+    factor: Any = module.k if isinstance(module, layers.Scale) else module.negative_slope
     flushed = precision.smallest * math.sqrt(math.prod(shape))
-    return precision.gamma(2) * abs(factor), flushed
+    return precision.gamma(2) * abs(float(factor)), flushed
 
 
 @register_rounding_bound(nn.Tanh)
@@ -242,3 +283,80 @@ def _avg_pool(
     window = math.prod(module.kernel_size)
     flushed = precision.smallest * 4 * window * math.sqrt(math.prod(shape))
     return precision.gamma(window + 4) * abs(module.k), abs(module.k) * flushed
+
+
+def register_transformer_rounding_bound(*transformer_types: type) -> Callable[[Any], Any]:
+    r"""Decorator: the function bounds the rounding error of fitted transformers of these types.
+
+    The function takes ``(transformer, precision)`` and returns (t0, c, d): the length of the exact
+    image of 0, and (c, d) such that the computed image of a row of length t lies within c t + d of the
+    exact one.
+
+    Parameters
+    ----------
+    *transformer_types : type
+        Classes of scikit-learn transformers. Subclasses are not covered.
+    """
+
+    def register(rule: Any) -> Any:
+        for transformer_type in transformer_types:
+            _TRANSFORMER_RULES[transformer_type] = rule
+        return rule
+
+    return register
+
+
+def transformer_step(transformer: Any, dtype: Any) -> Step:
+    """Describe a fitted transformer that computes in `dtype`, for :func:`propagate`.
+
+    Parameters
+    ----------
+    transformer : fitted transformer, "passthrough" or None
+    dtype : dtype
+        Precision of its output.
+
+    Returns
+    -------
+    step : Step
+
+    Raises
+    ------
+    TypeError
+        For a transformer without a rule.
+    """
+    constant = transformer_bound(transformer)
+    if transformer is None or transformer == "passthrough":
+        return Step(1.0, 0.0, 0.0, 0.0)
+    rule = _TRANSFORMER_RULES.get(type(transformer))
+    if rule is None:
+        raise TypeError(
+            f"{type(transformer).__name__} has no bound on its rounding error; add a proven rule with "
+            "sklip.rounding.register_transformer_rounding_bound."
+        )
+    at_zero, slope, offset = rule(transformer, Precision.of(dtype))
+    return Step(constant, at_zero, slope, offset)
+
+
+@register_transformer_rounding_bound(StandardScaler)
+def _standard_scaler(scaler: StandardScaler, precision: Precision) -> tuple[float, float, float]:
+    shift = np.zeros(1) if not scaler.with_mean else scaler.mean_
+    scale = np.ones(1) if not scaler.with_std else scaler.scale_
+    return _diagonal(scaler, shift / scale, precision)
+
+
+@register_transformer_rounding_bound(MinMaxScaler)
+def _min_max_scaler(scaler: MinMaxScaler, precision: Precision) -> tuple[float, float, float]:
+    return _diagonal(scaler, scaler.min_, precision)
+
+
+def _diagonal(scaler: Any, at_zero: Any, precision: Precision) -> tuple[float, float, float]:
+    """Two operations a value, on stored numbers that were rounded, on an input that was cast.
+
+    Each loses a unit of |scaled x| + |image of 0| at most.
+    """
+    length = float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
+    gamma = precision.gamma(6)
+    flushed = precision.smallest * 4 * math.sqrt(scaler.n_features_in_)
+    slope = gamma * transformer_bound(scaler)
+    # What is flushed before a division grows by the factor of the division.
+    return length, slope, gamma * length + flushed * (1 + transformer_bound(scaler))

@@ -120,8 +120,11 @@ class most_robust(BaseEstimator):  # type: ignore[misc]  # noqa: N801
             raise ValueError(f"All candidates have a NaN score for {self.accuracy!r}.")
         # The comparison allows for the rounding of means over folds.
         enough = accuracy >= np.nanmax(accuracy) - self.accuracy_loss - 1e-12
-        order = np.lexsort((accuracy, np.where(enough, robustness, -np.inf)))
-        return int(order[-1])
+        candidates = np.flatnonzero(enough & ~np.isnan(robustness))
+        if len(candidates) == 0:
+            raise ValueError(f"All candidates have a NaN score for {self.robustness!r}.")
+        # Of equal ones the first, as everywhere in scikit-learn's searches.
+        return int(max(candidates, key=lambda i: (robustness[i], accuracy[i], -i)))
 
 
 def _mean_test_score(cv_results: Mapping[str, Any], name: str) -> Any:

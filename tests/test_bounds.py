@@ -196,8 +196,10 @@ def test_bound_of_a_constrained_layer_is_near_its_k(module, shape, k):
     assert_bound_dominates(module, shape, points=3)
     # Orthogonal up to n eps, and the charges of the bound, which test_norms.py derives.
     assert lipschitz_bound(module) <= k * (1 + 1e-9)
-    exported = lipschitz_bound(layers.to_torch(module))
-    assert lipschitz_bound(module) == exported
+    # The export multiplies the same numbers in another order.
+    assert lipschitz_bound(layers.to_torch(module)) == pytest.approx(
+        lipschitz_bound(module), rel=64 * EPS
+    )
 
 
 def test_bound_follows_a_k_that_was_changed():
@@ -380,7 +382,7 @@ def test_a_replaced_forward_is_refused(method):
     module = nn.Conv2d(1, 1, 1)
     setattr(module, method, lambda x, *_: 10 * x)
     for attempt in (module, nn.Sequential(module)):
-        with pytest.raises(TypeError, match="Conv2d has a replaced forward"):
+        with pytest.raises(TypeError, match=f"Conv2d has a replaced .*{method}"):
             lipschitz_bound(attempt)
 
 
@@ -422,26 +424,34 @@ ALTERED = {
     "replaced _compiled_call_impl": lambda: with_attribute(
         nn.Identity(), _compiled_call_impl=ten_times
     ),
-    "circular padding of a smaller kernel": lambda: circular_ones(5),
-    "circular padding that was changed": lambda: circular_ones(1, padding=(0, 0)),
 }
 
 
-@pytest.mark.xfail(strict=True, reason="accepted, with a bound below the true constant")
 @pytest.mark.parametrize("make", ALTERED.values(), ids=ALTERED.keys())
-def test_altered_modules_are_refused_or_bounded(make):
+def test_what_computes_something_else_than_its_class_says_is_refused(make):
+    for attempt in (make(), nn.Sequential(make())):
+        with pytest.raises(TypeError, match=r"hooks|replaced|LouderSpectralLinear"):
+            lipschitz_bound(attempt)
+
+
+@pytest.mark.xfail(strict=True, reason="the check reads kernel_size and padding, the layer does not")
+@pytest.mark.parametrize(
+    "make",
+    [lambda: circular_ones(5), lambda: circular_ones(1, padding=(0, 0))],
+    ids=["weight", "padding"],
+)
+def test_altered_circular_convolutions_are_refused_or_bounded(make):
     module = make().double()
     try:
         bound = lipschitz_bound(module)
     except TypeError:
         return
-    matrix = jacobian(module, (1, 2, 2) if isinstance(module, nn.Conv2d) else (4,))
+    matrix = jacobian(module, (1, 2, 2))
     assert np.linalg.norm(matrix, 2) <= bound * (1 + rounding(matrix))
 
 
-@pytest.mark.xfail(strict=True, reason="the imaginary part is dropped with a warning")
 def test_complex_layers_are_refused():
-    with pytest.raises((TypeError, ValueError)):
+    with pytest.raises(TypeError, match="complex64"):
         lipschitz_bound(nn.Linear(2, 2, dtype=torch.complex64))
 
 
@@ -492,6 +502,17 @@ def test_a_registered_rule_counts_for_exactly_its_types():
         lipschitz_bound(NegateToo())
     with pytest.raises(TypeError, match="forward hooks"):
         lipschitz_bound(hooked(Negate(), HOOKS["forward"]))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_rule_that_gives_no_constant_is_an_error(value):
+    register_lipschitz_bound(Negate)(lambda module: value)
+    with pytest.raises(ValueError, match=f"Negate must be finite and at least 0, got {value}"):
+        lipschitz_bound(nn.Sequential(Negate()))
+    register_transformer_bound(Halve)(lambda transformer: value)
+    with pytest.raises(ValueError, match=f"Halve must be finite and at least 0, got {value}"):
+        transformer_bound(Halve().fit(TABLE))
 
 
 def test_the_refusal_says_how_to_register_a_rule():
@@ -611,13 +632,11 @@ def test_a_scale_that_is_not_finite_is_refused(scale):
         transformer_bound(scaler)
 
 
-@pytest.mark.xfail(strict=True, reason="scale_ is read, though the scaler no longer divides by it")
 def test_bound_of_a_scaler_follows_a_later_change_of_with_std():
     scaler = StandardScaler().fit(100 * TABLE[:, [2]]).set_params(with_std=False)
     assert transformer_bound(scaler) >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="only modules are searched for replaced methods")
 def test_a_replaced_transform_is_refused():
     scaler = StandardScaler().fit(TABLE)
     scaler.transform = lambda X: 1e6 * X

@@ -61,6 +61,12 @@ class _Convolution(OrthogonalLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, in_channels, H, W) to (n, out_channels, H', W')."""
         if self.padding_mode == "circular":
+            if any(side % step for side, step in zip(x.shape[2:], self.stride, strict=True)):
+                # The last patch would overlap the first by more than the stride allows for.
+                raise ValueError(
+                    f"height and width must be multiples of stride={self.stride} with circular padding, "
+                    f"got an input of shape {tuple(x.shape)}."
+                )
             height, width = self.padding
             x = functional.pad(x, (width, width, height, height), mode="circular")
             return functional.conv2d(x, self.weight, self.bias, self.stride)
@@ -151,16 +157,15 @@ class SpectralConv2d(_Convolution):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias, padding_mode, k)
         taps = math.prod(self.kernel_size)
         self.raw = nn.Parameter(orthogonal_init_(torch.empty(out_channels, in_channels * taps)))
-        overlaps = math.prod(
+        self._overlaps = math.prod(
             math.ceil(size / step) for size, step in zip(self.kernel_size, self.stride, strict=True)
         )
-        self._factor = self.k / math.sqrt(overlaps)
 
     @property
     def weight(self) -> Tensor:
         """The kernel in use, shape (out_channels, in_channels, height, width)."""
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        return (self._factor * self.raw).view(shape)
+        return (self.k / math.sqrt(self._overlaps) * self.raw).view(shape)
 
     def orthogonal_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the reshaped kernel, shape (out, in * kh * kw)."""

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from sklip.layers.activation import FullSort, GroupSort, GroupSort2
 from sklip.layers.checks import check_positive
+from sklip.layers.convolution import OrthogonalConv2d, SpectralConv2d
+from sklip.layers.linear import SpectralLinear
+from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
 
 __all__ = ["Center", "Flatten", "Scale", "Sequential", "to_torch"]
 
@@ -46,6 +49,10 @@ class Center(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Subtract c from each row."""
+        if x.shape[1:] != self.center.shape:
+            raise ValueError(
+                f"rows must have {len(self.center)} values, got an input of shape {tuple(x.shape)}."
+            )
         return x - self.center
 
 
@@ -77,12 +84,23 @@ _ONE_LIPSCHITZ: tuple[type[nn.Module], ...] = (
 )
 
 
+_WITH_K: tuple[type[nn.Module], ...] = (
+    OrthogonalConv2d,
+    Scale,
+    ScaledAvgPool2d,
+    ScaledL2NormPool2d,
+    SpectralConv2d,
+    SpectralLinear,
+)
+
+
 def _constant(layer: nn.Module) -> float:
-    k = getattr(layer, "k", None)
-    if isinstance(k, float):
-        return k
     if type(layer) in _ONE_LIPSCHITZ:
         return 1.0
+    # Exact types only: a subclass may compute anything, and other modules use k for other things.
+    if type(layer) in (*_WITH_K, Sequential):
+        k: float = layer.k  # type: ignore[assignment]
+        return k
     raise TypeError(
         f"Sequential needs layers of a known Lipschitz constant, got {type(layer).__name__}; use "
         "the layers of sklip.layers, or torch.nn.Sequential and certify with lipschitz_bound."
@@ -120,18 +138,19 @@ class Sequential(nn.Sequential):
         self.k = check_positive("k", k)
 
     @property
-    def _factor(self) -> float:
+    def factor(self) -> float:
+        """The factor that brings the product of the layers' constants to k."""
         return self.k / math.prod(_constant(layer) for layer in self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers, then the factor that makes the constant k."""
-        factor = self._factor
+        factor = self.factor
         x = super().forward(x)  # type: ignore[no-untyped-call]
         return x if factor == 1.0 else factor * x
 
     def to_torch(self) -> nn.Sequential:
         """Return the plain ``nn.Sequential`` that computes the same function."""
-        factor = self._factor
+        factor = self.factor
         layers = [to_torch(layer) for layer in self]
         return nn.Sequential(*layers, *([] if factor == 1.0 else [Scale(factor)]))
 
@@ -155,6 +174,8 @@ def to_torch(module: nn.Module) -> nn.Module:
     if export is not None:
         return export()  # type: ignore[no-any-return]
     plain = copy.deepcopy(module)
-    for name, child in module.named_children():
-        setattr(plain, name, to_torch(child))
+    # _modules, since named_children leaves out the second place of a layer that is used twice.
+    for name, child in module._modules.items():
+        if child is not None:
+            setattr(plain, name, to_torch(child))
     return plain
