@@ -14,13 +14,14 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from sklip import layers
 from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
+    "dilated_norm_upper",
     "lipschitz_bound",
     "refuse_altered",
     "register_lipschitz_bound",
@@ -195,15 +196,21 @@ def _conv2d(module: nn.Conv2d) -> float:
             f"Conv2d with padding_mode={module.padding_mode!r} has no Lipschitz bound; use 'zeros' "
             "or 'circular'."
         )
-    down, right = module.dilation
-    out_channels, in_channels, height, width = module.weight.shape
-    dilated = module.weight.new_zeros(
-        out_channels, in_channels, down * (height - 1) + 1, right * (width - 1) + 1
-    )
-    dilated[:, :, ::down, ::right] = module.weight.detach()
+    return dilated_norm_upper(module, module.weight.detach())
+
+
+def dilated_norm_upper(module: nn.Conv2d, kernel: Tensor) -> float:
+    """Bound the norm of a convolution by `kernel` with the stride, dilation and groups of `module`."""
     stride = (module.stride[0], module.stride[1])
-    # Groups act on channels of their own: the largest norm counts.
-    return max(convolution_norm_upper(part, stride) for part in dilated.chunk(module.groups))
+    if stride != (1, 1):
+        down, right = module.dilation
+        height, width = kernel.shape[2:]
+        dilated = kernel.new_zeros(*kernel.shape[:2], down * (height - 1) + 1, right * (width - 1) + 1)
+        dilated[:, :, ::down, ::right] = kernel
+        kernel = dilated
+    # At stride 1 a dilation only stretches the frequencies. Groups act on channels of their own: the
+    # largest norm counts.
+    return max(convolution_norm_upper(part, stride) for part in kernel.chunk(module.groups))
 
 
 def _check_circular(module: nn.Conv2d) -> None:
@@ -246,13 +253,15 @@ def _flatten(module: nn.Flatten) -> float:
 
 @register_lipschitz_bound(nn.LeakyReLU)
 def _leaky_relu(module: nn.LeakyReLU) -> float:
-    return max(1.0, abs(float(module.negative_slope)))
+    return max(abs(float(module.negative_slope)), 1.0)
 
 
 @register_lipschitz_bound(nn.Dropout, nn.Dropout2d)
 def _dropout(module: nn.Dropout) -> float:
     if module.training:
-        raise TypeError("Dropout in training mode is random and has no bound; call module.eval().")
+        raise TypeError(
+            f"{type(module).__name__} in training mode is random and has no bound; call module.eval()."
+        )
     return 1.0
 
 
@@ -335,12 +344,7 @@ def _largest(factors: Any) -> float:
 @register_transformer_bound(StandardScaler)
 def _standard_scaler(scaler: StandardScaler) -> float:
     # What transform does depends on the parameter as it is now.
-    if not scaler.with_std:
-        return 1.0
-    # transform rounds scale_ to the precision of X first.
-    casts = [scaler.scale_.astype(dtype) for dtype in (np.float64, np.float32, np.float16)]
-    usable = [cast.astype(np.float64) for cast in casts if np.isfinite(cast).all() and cast.all()]
-    return max(_largest(1.0 / scale) for scale in usable or casts[:1])
+    return _largest(1.0 / scaler.scale_) if scaler.with_std else 1.0
 
 
 @register_transformer_bound(MinMaxScaler)

@@ -612,13 +612,12 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _finish(self, net: LipschitzNet, epochs_before: int, history: list[dict[str, Any]]) -> Self:
         """Export the trained network and prove its bounds; only then is there a model."""
-        module = polish_(net.module_)
-        if not all(torch.isfinite(values).all() for values in module.state_dict().values()):
+        if not all(torch.isfinite(v).all() for v in net.module_.state_dict().values()):
             raise ValueError(
                 "Training produced non-finite weights. Lower learning_rate, or scale X if it "
                 "contains large values."
             )
-        network = to_torch(module).eval().requires_grad_(False)
+        network = to_torch(polish_(net.module_)).eval().requires_grad_(False)
         self._certify(network)
         self.net_ = net
         self.history_ = [*history, *net.epoch_rows()[epochs_before:]]

@@ -61,7 +61,10 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
         weight = chain[-1].weight
         if n_outputs == 1:
             weight = nn.functional.pad(weight, (0, 0, 0, 1))  # the distance from zero
-        distances = row_distances_upper(weight).numpy() * (body * (1 + 2.0**-51))
+        distances = row_distances_upper(weight).numpy()
+        # A product that underflows must not read as a constant of 0.
+        positive = (distances > 0) & (body > 0)
+        distances = np.maximum(distances * (body * (1 + 2.0**-51)), np.where(positive, 5e-324, 0.0))
         return distances[:1, 1:] if n_outputs == 1 else distances
     bound = lipschitz_bound(network)
     if n_outputs == 1:

@@ -38,9 +38,9 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 from sklip import layers
-from sklip.bounds import transformer_bound
+from sklip.bounds import dilated_norm_upper, transformer_bound
 from sklip.inference import BLOCK
-from sklip.norms import convolution_norm_upper, matrix_norm_upper
+from sklip.norms import matrix_norm_upper
 
 __all__ = [
     "Affine",
@@ -214,13 +214,7 @@ def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple
     n_terms = module.weight[0].numel()
     gamma = precision.gamma_of_sum(n_terms)
     # A convolution by |K| bounds the sums of absolute values; its own norm is bounded as any.
-    stride = (module.stride[0], module.stride[1])
-    down, right = module.dilation
-    height, width = module.kernel_size
-    weight = module.weight.detach().abs()
-    dilated = weight.new_zeros(*weight.shape[:2], down * (height - 1) + 1, right * (width - 1) + 1)
-    dilated[:, :, ::down, ::right] = weight
-    norm = max(convolution_norm_upper(part, stride) for part in dilated.chunk(module.groups))
+    norm = dilated_norm_upper(module, module.weight.detach().abs())
     with torch.no_grad():
         pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
     bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())

@@ -140,9 +140,6 @@ def test_circular_padding_at_stride_one_keeps_the_norm_on_maps_of_any_size(conv,
     assert np.linalg.norm(matrix, 2) <= 1 + rounding(matrix)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="circular padding is accepted on maps that the stride does not divide"
-)
 @pytest.mark.parametrize(
     ("conv", "kernel", "stride", "height"),
     [
@@ -288,14 +285,12 @@ class Claims(nn.Module):
         return 10 * x
 
 
-@pytest.mark.xfail(strict=True, reason="any module with a float attribute k is taken at its word")
 @pytest.mark.parametrize("layer", [nn.LocalResponseNorm(2, k=0.01), Claims()], ids=repr)
 def test_sequential_refuses_foreign_layers_with_an_attribute_named_k(layer):
     with pytest.raises(TypeError, match=type(layer).__name__):
         Sequential(layer)
 
 
-@pytest.mark.xfail(strict=True, reason="SpectralConv2d reads k once, Sequential at each call")
 def test_a_chain_keeps_its_constant_when_the_k_of_a_convolution_changes():
     network = precise(Sequential(SpectralConv2d(1, 9, 3, padding_mode="circular")))
     network[0].k = 0.1
@@ -427,7 +422,6 @@ def test_flatten_center_and_scale_agree_with_numpy():
     assert np.array_equal(center(torch.tensor(x)), x - [1.0, 2.0, 3.0, 4.0])
 
 
-@pytest.mark.xfail(strict=True, reason="Center broadcasts one column to many: norm sqrt(n_features)")
 def test_center_refuses_rows_of_another_length():
     with pytest.raises(ValueError, match="4"):
         Center(4)(torch.zeros(2, 1))
@@ -705,7 +699,6 @@ def test_export_keeps_the_dtype(dtype):
         assert {p.dtype for p in to_torch(layer.to(dtype)).parameters()} == {dtype}
 
 
-@pytest.mark.xfail(strict=True, reason="named_children yields a shared module once")
 def test_export_replaces_a_layer_that_is_used_twice():
     shared = SpectralLinear(3, 3)
     plain = to_torch(nn.Sequential(shared, GroupSort(3), shared))

@@ -64,8 +64,8 @@ class _Convolution(OrthogonalLayer):
             if any(side % step for side, step in zip(x.shape[2:], self.stride, strict=True)):
                 # The last patch would overlap the first by more than the stride allows for.
                 raise ValueError(
-                    f"height and width must be multiples of stride={self.stride} with circular padding, "
-                    f"got an input of shape {tuple(x.shape)}."
+                    f"height and width must be multiples of stride={self.stride} with circular "
+                    f"padding, got an input of shape {tuple(x.shape)}."
                 )
             height, width = self.padding
             x = functional.pad(x, (width, width, height, height), mode="circular")
@@ -178,10 +178,10 @@ class OrthogonalConv2d(_Convolution):
     For an orthogonal projector :math:`P = R^T R` the two-tap filter :math:`[P, I - P]` is an
     orthogonal convolution, since :math:`P + e^{i\theta} (I - P)` is unitary. Such filters along
     the two axes in turn, then a semi-orthogonal matrix on patches of stride x stride pixels, give a
-    kernel of any size (BCOP; with a stride, AOC). All singular values are k with circular padding
-    on maps whose sides the stride divides, up to the co-isometry that fewer output than input
-    values make unavoidable. Zero padding keeps the norm at most k and loses the isometry at the
-    border.
+    kernel of any size (BCOP; with a stride, AOC). With circular padding that keeps the map's size
+    (kernel_size - stride even) and out_channels a multiple of the stride's area, or no more than
+    in_channels times that area, all min(in, out) singular values are k. Zero padding keeps the norm at
+    most k and loses the isometry at the border.
 
     Parameters
     ----------

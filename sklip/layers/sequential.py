@@ -49,7 +49,7 @@ class Center(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Subtract c from each row."""
-        if x.shape[1:] != self.center.shape:
+        if x.shape[-1] != len(self.center):
             raise ValueError(
                 f"rows must have {len(self.center)} values, got an input of shape {tuple(x.shape)}."
             )
