@@ -64,6 +64,8 @@ def hostile(kind, n_rows, shape):
     return x.astype(np.float32)
 
 
+# Setting the flags makes torch speak of GPUs that it has no build for.
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 @pytest.mark.parametrize("n_rows", [1, 256])
 @pytest.mark.parametrize("mkldnn", [True, False])
 @pytest.mark.parametrize("kind", ["one huge pixel", "all huge", "tiny", "image"])
@@ -176,10 +178,8 @@ def test_without_layers_only_the_input_is_rounded():
     assert error == Affine(0.0, 2.0**-24 * (1 + 2.0**-40))
     value, error = propagate([Step(3.0, 5.0, 0.25, 0.5)], 0.0, 1.0)
     # Error 3 * 1 + 0.25 * (t + 1) + 0.5, value 3 t + 5.
-    assert value == pytest.approx(Affine(5.0, 3.0), rel=1e-11) or (value.offset, value.slope) == (
-        pytest.approx(5.0, rel=1e-11),
-        pytest.approx(3.0, rel=1e-11),
-    )
+    assert value.offset == pytest.approx(5.0, rel=1e-11)
+    assert value.slope == pytest.approx(3.0, rel=1e-11)
     assert error.offset == pytest.approx(3.75, rel=1e-11)
     assert error.slope == pytest.approx(0.25, rel=1e-11)
 
