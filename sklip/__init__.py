@@ -1,6 +1,7 @@
 """Provably robust classification with the scikit-learn API."""
 
 from sklip.bounds import lipschitz_bound
+from sklip.estimates import lipschitz_estimate
 from sklip.estimator import LipschitzClassifier
 from sklip.metrics import (
     average_certified_radius_score,
@@ -22,6 +23,7 @@ __all__ = [
     "certified_accuracy_score",
     "certified_accuracy_scorer",
     "lipschitz_bound",
+    "lipschitz_estimate",
     "most_robust",
 ]
 

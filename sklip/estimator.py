@@ -535,9 +535,6 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Refuse a user's network before hours of training, not after."""
         # Bounds first: a module that they refuse may do anything when called.
         lipschitz_bound(network.eval())
-        plain = to_torch(network).eval()
-        margin_bounds(plain, n_outputs)
-        rounding_charges(plain, n_outputs, self.dtype_, self.input_shape_)
         probe = torch.zeros(2, *self.input_shape_, dtype=getattr(torch, self.dtype_))
         with torch.no_grad():
             shape = tuple(network.eval()(probe).shape)
@@ -546,6 +543,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"architecture must return a network with {n_outputs} outputs for rows of shape "
                 f"{self.input_shape_}, got outputs of shape {shape[1:]}."
             )
+        plain = to_torch(network).eval()
+        margin_bounds(plain, n_outputs)
+        rounding_charges(plain, n_outputs, self.dtype_, self.input_shape_)
 
     def _make_net(self, module: nn.Module, seed: int) -> LipschitzNet:
         callbacks = check_callbacks(copy.deepcopy(self.callbacks))

@@ -15,6 +15,7 @@ DOORS = {
     "layers": set(),
     "norms": set(),
     "losses": set(),
+    "estimates": set(),
     "inputs": set(),
     "devices": set(),
     "parameters": set(),
