@@ -1,4 +1,4 @@
-r"""Proven Lipschitz constants: of torch modules, and of scikit-learn transformers.
+r"""Proven Lipschitz constants of torch modules.
 
 A rule is looked up by exact type. What has no rule is refused: a certificate that rests on a guess
 is worse than none. Nothing here samples or estimates.
@@ -10,10 +10,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -21,18 +17,17 @@ from sklip import layers
 from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
+    "checked_bound",
     "dilated_norm_upper",
     "lipschitz_bound",
     "refuse_altered",
     "register_lipschitz_bound",
-    "register_transformer_bound",
-    "transformer_bound",
+    "rounded_up_product",
 ]
 
 Rule = TypeVar("Rule", bound=Callable[[Any], float])
 
 _MODULE_RULES: dict[type, Callable[[Any], float]] = {}
-_TRANSFORMER_RULES: dict[type, Callable[[Any], float]] = {}
 
 
 def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
@@ -60,40 +55,6 @@ def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule],
     def register(rule: Rule) -> Rule:
         for module_type in module_types:
             _MODULE_RULES[module_type] = rule
-        return rule
-
-    return register
-
-
-def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rule]:
-    """Decorator: the function bounds the L2 Lipschitz constant of fitted transformers of these types.
-
-    Parameters
-    ----------
-    *transformer_types : type
-        Classes of scikit-learn transformers. Subclasses are not covered.
-
-    Examples
-    --------
-    >>> from sklearn.base import BaseEstimator, TransformerMixin
-    >>> from sklip.bounds import register_transformer_bound, transformer_bound
-    >>> class Halve(TransformerMixin, BaseEstimator):
-    ...     def fit(self, X, y=None):
-    ...         self.n_features_in_ = X.shape[1]
-    ...         return self
-    ...     def transform(self, X):
-    ...         return X / 2
-    >>> @register_transformer_bound(Halve)
-    ... def _(transformer):
-    ...     return 0.5
-    >>> import numpy as np
-    >>> transformer_bound(Halve().fit(np.ones((2, 2))))
-    0.5
-    """
-
-    def register(rule: Rule) -> Rule:
-        for transformer_type in transformer_types:
-            _TRANSFORMER_RULES[transformer_type] = rule
         return rule
 
     return register
@@ -141,10 +102,10 @@ def lipschitz_bound(module: nn.Module) -> float:
             "proven rule with sklip.bounds.register_lipschitz_bound."
         )
     refuse_altered(module)
-    return _checked(rule(module), module)
+    return checked_bound(rule(module), module)
 
 
-def _product(factors: Iterable[float]) -> float:
+def rounded_up_product(factors: Iterable[float]) -> float:
     """Product rounded up; above zero if no factor is zero."""
     bound = 1.0
     for factor in factors:
@@ -154,7 +115,7 @@ def _product(factors: Iterable[float]) -> float:
     return bound
 
 
-def _checked(bound: float, described: Any) -> float:
+def checked_bound(bound: float, described: Any) -> float:
     """Return what a rule gave, if it can be a Lipschitz constant."""
     if not 0 <= bound < math.inf:
         raise ValueError(
@@ -272,7 +233,7 @@ def _scaled(module: layers.Scale) -> float:
 
 @register_lipschitz_bound(nn.Sequential)
 def _sequential(module: nn.Sequential) -> float:
-    return _product(lipschitz_bound(child) for child in module)
+    return rounded_up_product(lipschitz_bound(child) for child in module)
 
 
 @register_lipschitz_bound(
@@ -287,71 +248,4 @@ def _constrained(module: nn.Module) -> float:
 @register_lipschitz_bound(layers.Sequential)
 def _constrained_sequential(module: layers.Sequential) -> float:
     # Child by child: an export of the whole would drop hooks and replaced methods unseen.
-    return _product([abs(module.factor) * (1 + 2.0**-51), *map(lipschitz_bound, module)])
-
-
-def transformer_bound(transformer: Any) -> float:
-    r"""Proven L2 Lipschitz constant of a fitted scikit-learn transformer.
-
-    Parameters
-    ----------
-    transformer : fitted transformer, "passthrough" or None
-        StandardScaler, MinMaxScaler, a Pipeline of such, or a type with a registered rule.
-
-    Returns
-    -------
-    bound : float
-
-    Raises
-    ------
-    TypeError
-        For a transformer without a rule; :func:`register_transformer_bound` adds one.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.preprocessing import MinMaxScaler
-    >>> from sklip.bounds import transformer_bound
-    >>> round(transformer_bound(MinMaxScaler().fit(np.array([[0.0], [4.0]]))), 9)
-    0.25
-    """
-    if transformer is None or transformer == "passthrough":
-        return 1.0
-    rule = _TRANSFORMER_RULES.get(type(transformer))
-    if rule is None:
-        raise TypeError(
-            f"{type(transformer).__name__} has no Lipschitz bound, so a radius can't be brought "
-            "back to the units of its input; leave the step out, transform X beforehand and certify "
-            "in the transformed units, or add a proven rule with "
-            "sklip.bounds.register_transformer_bound."
-        )
-    check_is_fitted(transformer)
-    if "transform" in vars(transformer):
-        raise TypeError(
-            f"{type(transformer).__name__} has a replaced transform method; restore that of its class."
-        )
-    return _checked(rule(transformer), transformer)
-
-
-def _largest(factors: Any) -> float:
-    """Largest absolute factor of a diagonal map, with the rounding of the map's own arithmetic."""
-    largest = float(np.max(np.abs(np.asarray(factors, dtype=np.float64))))
-    if not math.isfinite(largest):
-        raise ValueError(f"the transformer's scale must be finite and non-zero, got {largest}.")
-    return largest * (1 + 2.0**-50)
-
-
-@register_transformer_bound(StandardScaler)
-def _standard_scaler(scaler: StandardScaler) -> float:
-    # What transform does depends on the parameter as it is now.
-    return _largest(1.0 / scaler.scale_) if scaler.with_std else 1.0
-
-
-@register_transformer_bound(MinMaxScaler)
-def _min_max_scaler(scaler: MinMaxScaler) -> float:
-    return _largest(scaler.scale_)
-
-
-@register_transformer_bound(Pipeline)
-def _pipeline(pipeline: Pipeline) -> float:
-    return _product(transformer_bound(step) for _, step in pipeline.steps)
+    return rounded_up_product([abs(module.factor) * (1 + 2.0**-51), *map(lipschitz_bound, module)])

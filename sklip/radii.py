@@ -12,10 +12,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import nn
 
-from sklip.bounds import lipschitz_bound, refuse_altered, transformer_bound
+from sklip.bounds import lipschitz_bound, refuse_altered, rounded_up_product
 from sklip.inference import flat_chain
 from sklip.norms import row_distances_upper
-from sklip.rounding import Precision, layer_steps, propagate, transformer_step
+from sklip.rounding import Precision, layer_steps, propagate
+from sklip.transformers import transformer_steps
 
 __all__ = [
     "certificates",
@@ -255,7 +256,7 @@ def certificates(estimator: Any, X: ArrayLike) -> NDArray[np.float64]:
     estimator : fitted estimator
         A LipschitzClassifier, a Pipeline that ends in one, or a fitted search (GridSearchCV and the
         like) over either. Pipeline steps: StandardScaler, MinMaxScaler, "passthrough", Pipelines of
-        these, and what :func:`sklip.bounds.register_transformer_bound` was told.
+        these, and more: see :func:`sklip.transformers.transformer_bound`.
     X : array-like
         What `estimator` takes.
 
@@ -300,39 +301,29 @@ def certificates(estimator: Any, X: ArrayLike) -> NDArray[np.float64]:
 
 
 def _pipeline_certificates(pipeline: Pipeline, X: ArrayLike) -> NDArray[np.float64]:
+    transformers, final = [step for _, step in pipeline.steps[:-1]], pipeline.steps[-1][1]
     # The bounds come first: a step that has none is refused before any work is done.
-    for step in _transformers(pipeline):
-        transformer_bound(step)
+    for transformer in transformers:
+        transformer_steps(transformer, np.float64)
+    if not transformers:
+        return certificates(final, X)
+    lengths = row_lengths_upper(np.asarray(X, dtype=np.float64))
     # A scaler with copy=False would overwrite the caller's X.
-    rows = transformed = copy.deepcopy(X)
-    transformers, final = pipeline.steps[:-1], pipeline.steps[-1][1]
-    lengths = row_lengths_upper(np.asarray(X, dtype=np.float64)) if transformers else 0.0
-    if transformers:
-        transformed = pipeline[:-1].transform(rows)
+    transformed = pipeline[:-1].transform(copy.deepcopy(X))
     radii = certificates(final, transformed)
     dtype = np.asarray(transformed).dtype
     if dtype == np.float16:
         raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
-    steps = [
-        transformer_step(step, dtype if dtype.kind == "f" else np.dtype(np.float64))
-        for step in _transformers(pipeline)
-    ]
+    dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    steps = [s for transformer in transformers for s in transformer_steps(transformer, dtype)]
     _, error = propagate(steps, 0.0, 0.0)
-    bound = math.prod(step.constant for step in steps) * (1 + (len(steps) + 1) * 2.0**-52)
+    bound = rounded_up_product(step.constant for step in steps)
     # The point that the classifier sees lies within error(||x||) of where exact steps would put it, at
     # x and at any x' in the ball.
     charged = 2 * (error.offset + error.slope * lengths)
     with np.errstate(invalid="ignore"):
         shrunk = (radii - charged * (1 + 2.0**-50)) / (bound + error.slope)
     return np.maximum(np.nextafter(shrunk * (1 - 2.0**-50), -np.inf), 0.0)
-
-
-def _transformers(pipeline: Pipeline) -> list[Any]:
-    """Return the steps before the last, those of nested pipelines one by one."""
-    found: list[Any] = []
-    for _, step in pipeline.steps[:-1]:
-        found += [*_transformers(step), step.steps[-1][1]] if type(step) is Pipeline else [step]
-    return found
 
 
 def row_lengths_upper(rows: NDArray[Any]) -> NDArray[np.float64]:

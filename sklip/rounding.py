@@ -34,11 +34,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
 from sklip import layers
-from sklip.bounds import dilated_norm_upper, transformer_bound
+from sklip.bounds import dilated_norm_upper
 from sklip.inference import BLOCK
 from sklip.norms import matrix_norm_upper
 
@@ -49,14 +48,11 @@ __all__ = [
     "layer_steps",
     "propagate",
     "register_rounding_bound",
-    "register_transformer_rounding_bound",
-    "transformer_step",
 ]
 
 Rule = TypeVar("Rule", bound=Callable[[Any, "Precision", torch.Size], tuple[float, float]])
 
 _RULES: dict[type, Callable[[Any, Precision, torch.Size], tuple[float, float]]] = {}
-_TRANSFORMER_RULES: dict[type, Callable[[Any, Precision], tuple[float, float, float]]] = {}
 
 
 @dataclass(frozen=True)
@@ -277,80 +273,3 @@ def _avg_pool(
     window = math.prod(module.kernel_size)
     flushed = precision.smallest * 4 * window * math.sqrt(math.prod(shape))
     return precision.gamma(window + 4) * abs(module.k), abs(module.k) * flushed
-
-
-def register_transformer_rounding_bound(*transformer_types: type) -> Callable[[Any], Any]:
-    r"""Decorator: the function bounds the rounding error of fitted transformers of these types.
-
-    The function takes ``(transformer, precision)`` and returns (t0, c, d): the length of the exact
-    image of 0, and (c, d) such that the computed image of a row of length t lies within c t + d of the
-    exact one.
-
-    Parameters
-    ----------
-    *transformer_types : type
-        Classes of scikit-learn transformers. Subclasses are not covered.
-    """
-
-    def register(rule: Any) -> Any:
-        for transformer_type in transformer_types:
-            _TRANSFORMER_RULES[transformer_type] = rule
-        return rule
-
-    return register
-
-
-def transformer_step(transformer: Any, dtype: Any) -> Step:
-    """Describe a fitted transformer that computes in `dtype`, for :func:`propagate`.
-
-    Parameters
-    ----------
-    transformer : fitted transformer, "passthrough" or None
-    dtype : dtype
-        Precision of its output.
-
-    Returns
-    -------
-    step : Step
-
-    Raises
-    ------
-    TypeError
-        For a transformer without a rule.
-    """
-    constant = transformer_bound(transformer)
-    if transformer is None or transformer == "passthrough":
-        return Step(1.0, 0.0, 0.0, 0.0)
-    rule = _TRANSFORMER_RULES.get(type(transformer))
-    if rule is None:
-        raise TypeError(
-            f"{type(transformer).__name__} has no bound on its rounding error; add a proven rule with "
-            "sklip.rounding.register_transformer_rounding_bound."
-        )
-    at_zero, slope, offset = rule(transformer, Precision.of(dtype))
-    return Step(constant, at_zero, slope, offset)
-
-
-@register_transformer_rounding_bound(StandardScaler)
-def _standard_scaler(scaler: StandardScaler, precision: Precision) -> tuple[float, float, float]:
-    shift = np.zeros(1) if not scaler.with_mean else scaler.mean_
-    scale = np.ones(1) if not scaler.with_std else scaler.scale_
-    return _diagonal(scaler, shift / scale, precision)
-
-
-@register_transformer_rounding_bound(MinMaxScaler)
-def _min_max_scaler(scaler: MinMaxScaler, precision: Precision) -> tuple[float, float, float]:
-    return _diagonal(scaler, scaler.min_, precision)
-
-
-def _diagonal(scaler: Any, at_zero: Any, precision: Precision) -> tuple[float, float, float]:
-    """Two operations a value, on stored numbers that were rounded, on an input that was cast.
-
-    Each loses a unit of |scaled x| + |image of 0| at most.
-    """
-    length = float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
-    gamma = precision.gamma(6)
-    flushed = precision.smallest * 4 * math.sqrt(scaler.n_features_in_)
-    slope = gamma * transformer_bound(scaler)
-    # What is flushed before a division grows by the factor of the division.
-    return length, slope, gamma * length + flushed * (1 + transformer_bound(scaler))

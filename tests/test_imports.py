@@ -24,7 +24,8 @@ DOORS = {
     "metrics": {"inputs"},
     "inference": set(),
     "rounding": {"bounds", "inference", "layers", "norms"},
-    "radii": {"bounds", "inference", "norms", "rounding"},
+    "transformers": {"bounds", "norms", "rounding"},
+    "radii": {"bounds", "inference", "norms", "rounding", "transformers"},
     "training": {"layers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers", "losses"),

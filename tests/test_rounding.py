@@ -14,7 +14,8 @@ from sklip.inference import direct_forward
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
 from sklip.radii import certified_radii, margin_bounds, rounding_charges, row_lengths_upper
-from sklip.rounding import Affine, Step, propagate, transformer_step
+from sklip.rounding import Affine, Step, propagate
+from sklip.transformers import transformer_steps
 
 
 def mixed_network(input_shape, n_outputs):
@@ -192,7 +193,7 @@ def test_the_charge_covers_the_error_of_a_scaler(scaler, dtype):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(30, 4)) * [1, 1e-3, 1e3, 1] + [0, 5, -1e4, 1e5]).astype(dtype)
     scaler.fit(X.astype(np.float64))
-    step = transformer_step(scaler, np.dtype(dtype))
+    (step,) = transformer_steps(scaler, dtype)
     computed = scaler.transform(X)
     for row, image in zip(X, computed, strict=True):
         squared = Fraction(0)
