@@ -70,7 +70,7 @@ def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rul
     ...     lost = precision.smallest * transformer.n_features_in_
     ...     return Step(0.5, at_zero=0.0, error_slope=precision.unit, error_offset=lost)
     >>> import numpy as np
-    >>> transformer_bound(Halve().fit(np.ones((2, 2))))
+    >>> round(transformer_bound(Halve().fit(np.ones((2, 2)))), 9)
     0.5
     """
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
+from sklearn.decomposition import KernelPCA
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -755,7 +755,7 @@ class MyPipeline(Pipeline):
 @pytest.mark.parametrize(
     ("step", "name"),
     [
-        (PCA(5), "PCA"),
+        (KernelPCA(5), "KernelPCA"),
         (Normalizer(), "Normalizer"),
         (PolynomialFeatures(1), "PolynomialFeatures"),
         (FunctionTransformer(lambda X: 10 * X), "FunctionTransformer"),
