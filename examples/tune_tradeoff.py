@@ -23,9 +23,9 @@ from sklip import (
     most_robust,
 )
 
-TAUS = [0.3, 1.0, 3.0, 10.0, 30.0]
+TAUS = [0.5, 1.0, 2.0, 4.0, 8.0]
 # L2, in the units of X below, where a pixel goes from 0 (white) to 1 (black).
-EPS = 0.5
+EPS = 0.8
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ def test_the_digits_search_shows_the_trade_off(tmp_path):
     accuracy = [float(row[1]) for row in rows]
     certified = [float(row[2]) for row in rows]
     assert len(rows) == 5
-    # Over the middle of the grid, a lower tau gives away accuracy for robustness.
-    assert accuracy[0] < max(accuracy) - 0.02
-    assert certified[-1] < max(certified) - 0.1
+    # As tau falls, accuracy falls and certified accuracy rises. A step of 0.01 is 13 of 1347 digits,
+    # what another machine's rounding may move.
+    for scores in (accuracy, certified[::-1]):
+        assert all(later > earlier - 0.01 for earlier, later in pairwise(scores))
+        assert scores[-1] > scores[0] + 0.03
     assert "<- chosen" in output
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
