@@ -2,7 +2,8 @@
 
 L2 projected gradient descent, DeepFool, DDN and Carlini-Wagner on scikit-learn's digits, for several
 losses in float32 and float64, through a Pipeline's scaler in raw units too. Every adversarial example
-found is predicted again by sklip in the units of X and compared with the radius of its row. Prints the number of violations, and the median ratio of attack distance to radius.
+found is predicted again by sklip in the units of X and compared with the radius of its row. Prints the
+number of violations, and the median ratio of attack distance to radius.
 
     pip install foolbox
     python benchmarks/attacks.py --rows 200

@@ -45,3 +45,14 @@ def test_the_tutorials_runs_print_a_table(tmp_path):
     )
     accuracy = float(output.splitlines()[-1].split("|")[2].split()[0])
     assert accuracy > 0.5
+
+
+def test_the_readmes_code_runs():
+    """With fewer epochs, and the same names from block to block."""
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)
+    assert names["clf"].certificates_(names["X_test"]).shape == (450,)
