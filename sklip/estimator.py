@@ -130,6 +130,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Proven Lipschitz constant of each difference of two logits; of the logit for two classes.
     rounding_offsets_, rounding_slopes_ : ndarray of shape (n_outputs, n_outputs)
         Proven bound, offset + slope * length of the row, on the rounding error of each difference.
+    longest_row_ : float
+        Length of a row up to which nothing can overflow in the network; longer ones get radius 0.
     weights_digest_ : str
         Digest of the weights that the bounds belong to.
     history_ : list of dict
@@ -397,13 +399,16 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         rows = self._rows(X)
         self._refuse_changed_weights()
-        return certified_radii(
+        lengths = row_lengths_upper(rows)
+        radii = certified_radii(
             self._logits(rows).cpu().numpy(),
             self.margin_bounds_,
             offsets=self.rounding_offsets_,
             slopes=self.rounding_slopes_,
-            lengths=row_lengths_upper(rows),
+            lengths=lengths,
         )
+        # Longer rows might overflow inside the network.
+        return np.minimum(radii, np.maximum(self.longest_row_ - lengths, 0.0))
 
     def rounding_loss_(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the share of each radius that the charge for rounding takes away.
@@ -628,12 +633,12 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Prove the bounds of a plain network; only when all are proven is it the one in use."""
         n_outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         bounds = margin_bounds(network, n_outputs)
-        offsets, slopes = rounding_charges(network, n_outputs, self.dtype_, self.input_shape_)
+        charges = rounding_charges(network, n_outputs, self.dtype_, self.input_shape_)
         bound = lipschitz_bound(network)
         self.network_ = network
         self.weights_digest_ = digest(network)
         self.margin_bounds_ = bounds
-        self.rounding_offsets_, self.rounding_slopes_ = offsets, slopes
+        self.rounding_offsets_, self.rounding_slopes_, self.longest_row_ = charges
         self.lipschitz_bound_ = bound
 
     def _refuse_changed_weights(self) -> None:

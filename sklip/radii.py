@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +15,11 @@ from torch import nn
 from sklip.bounds import lipschitz_bound, refuse_altered, rounded_up_product
 from sklip.inference import flat_chain
 from sklip.norms import row_distances_upper
-from sklip.rounding import Precision, layer_steps, propagate
+from sklip.rounding import Precision, layer_steps, longest_input, propagate
 from sklip.transformers import transformer_steps
 
 __all__ = [
+    "RoundingCharges",
     "certificates",
     "certified_radii",
     "margin_bounds",
@@ -81,9 +82,17 @@ def _checked_chain(network: nn.Module) -> list[nn.Module]:
     return flat_chain(network) or [nn.Identity()]
 
 
+class RoundingCharges(NamedTuple):
+    """What :func:`rounding_charges` found."""
+
+    offsets: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+    longest: float
+
+
 def rounding_charges(
     network: nn.Module, n_outputs: int, dtype: str, input_shape: tuple[int, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> RoundingCharges:
     r"""Bound the rounding error of all computed logit differences of a plain network.
 
     Parameters
@@ -99,20 +108,24 @@ def rounding_charges(
 
     Returns
     -------
-    offsets, slopes : ndarray of shape (n_outputs, n_outputs)
-        For an input of length t, the computed difference of logits i and j lies within
-        ``offsets[i, j] + slopes[i, j] * t`` of the exact one. For a single logit, of the logit.
+    charges : RoundingCharges
+        ``offsets`` and ``slopes``, of shape (n_outputs, n_outputs): for an input of length t, the
+        computed difference of logits i and j lies within ``offsets[i, j] + slopes[i, j] * t`` of the
+        exact one; for a single logit, of the logit. It holds for t up to ``longest``, beyond which
+        something might overflow.
     """
     chain = _checked_chain(network)
     head = chain[-1] if type(chain[-1]) is nn.Linear else None
     body = chain if head is None else chain[:-1]
     precision = Precision.of(dtype)
-    steps = layer_steps(body, [lipschitz_bound(layer) for layer in body], dtype, input_shape)
+    steps = layer_steps(chain, [lipschitz_bound(layer) for layer in chain], dtype, input_shape)
+    # Every value is rounded to the network's precision before the first layer.
     lost = precision.smallest * math.sqrt(math.prod(input_shape))
-    value, error = propagate(steps, precision.unit, lost)
+    longest = longest_input(steps, precision.unit, lost, precision)
+    value, error = propagate(steps[: len(body)], precision.unit, lost)
     if head is None:
         both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
-        return both * error.offset, both * error.slope
+        return RoundingCharges(both * error.offset, both * error.slope, longest)
     # Two roundings more than the sum: where it is done in float64, the result is cast.
     gamma = precision.gamma_of_sum(head.in_features) + 2 * precision.unit
     weight = head.weight.detach().cpu().double()
@@ -128,7 +141,8 @@ def rounding_charges(
         rows, bias = rows[:, None] + rows, bias[:, None] + bias
     offsets = distances * error.offset + gamma * (rows * (value.offset + error.offset) + bias)
     slopes = distances * error.slope + gamma * rows * (value.slope + error.slope)
-    return (offsets + flushed) * (1 + 2.0**-40), slopes * (1 + 2.0**-40)
+    up = 1 + 2.0**-40
+    return RoundingCharges((offsets + flushed) * up, slopes * up, longest)
 
 
 def certified_radii(

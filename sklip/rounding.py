@@ -46,6 +46,7 @@ __all__ = [
     "Precision",
     "Step",
     "layer_steps",
+    "longest_input",
     "propagate",
     "register_rounding_bound",
 ]
@@ -57,16 +58,17 @@ _RULES: dict[type, Callable[[Any, Precision, torch.Size], tuple[float, float]]] 
 
 @dataclass(frozen=True)
 class Precision:
-    """A floating-point format: unit roundoff, and the largest result that may be flushed to zero."""
+    """A floating-point format: unit roundoff, smallest normal and largest number."""
 
     unit: float
     smallest: float
+    largest: float
 
     @classmethod
     def of(cls, dtype: Any) -> Precision:
         """Return the format of a NumPy floating dtype or its name."""
         info = np.finfo(dtype)
-        return cls(float(info.eps) / 2, float(info.tiny))
+        return cls(float(info.eps) / 2, float(info.tiny), float(info.max))
 
     def gamma(self, n_operations: int) -> float:
         r"""Return :math:`\gamma_n = n u / (1 - n u)`; infinite where nothing can be said."""
@@ -147,6 +149,50 @@ def propagate(steps: Iterable[Step], cast_unit: float, cast_offset: float) -> tu
         Affine(value.offset * up, value.slope * up),
         Affine(error.offset * up, error.slope * up),
     )
+
+
+def longest_input(
+    steps: Iterable[Step], cast_unit: float, cast_offset: float, precision: Precision
+) -> float:
+    r"""Return a length up to which no input can overflow in a chain of `steps`.
+
+    The charges hold as long as nothing overflows. A rule's c is at least a unit roundoff times the
+    norm by which the layer's sums of absolute values grow, so c t + d over the unit bounds every
+    partial sum; values themselves are kept below the root of the largest number, since pools square
+    them.
+
+    Parameters
+    ----------
+    steps : iterable of Step
+        The maps in order.
+    cast_unit, cast_offset : float
+        As for :func:`propagate`.
+    precision : Precision
+
+    Returns
+    -------
+    length : float
+        At least 0.
+    """
+    chain = list(steps)
+    room = math.sqrt(precision.largest) / 4
+    longest = room / 2
+    for end in range(len(chain) + 1):
+        value, error = propagate(chain[:end], cast_unit, cast_offset)
+        grown = Affine(value.offset + error.offset, value.slope + error.slope)
+        peaks = [grown]
+        if end < len(chain):
+            step = chain[end]
+            peaks.append(
+                Affine(
+                    (step.error_slope * grown.offset + step.error_offset) / precision.unit,
+                    step.error_slope * grown.slope / precision.unit,
+                )
+            )
+        for peak in peaks:
+            if peak.slope > 0:
+                longest = min(longest, (room - peak.offset) / peak.slope)
+    return max(0.0, longest)
 
 
 def layer_steps(

@@ -76,7 +76,9 @@ def test_the_charge_covers_the_error_of_float32(build, n_outputs, kind, mkldnn, 
     torch.manual_seed(0)
     shape = (1, 12, 12)
     network = randomised(build(shape, n_outputs))
-    offsets, slopes = rounding_charges(network, n_outputs, "float32", shape)
+    offsets, slopes, longest = rounding_charges(network, n_outputs, "float32", shape)
+    # Far above any data, far below the largest float32, 3e38.
+    assert 1e10 < longest < 1e19
     x = hostile(kind, n_rows, shape)
     with torch.backends.mkldnn.flags(enabled=mkldnn):
         computed = direct_forward(network, torch.from_numpy(x)).double().numpy()
@@ -215,6 +217,22 @@ def test_row_lengths_are_upper_bounds():
     for dtype in (np.float64, np.float32):
         for row, length in zip(rows, row_lengths_upper(rows.astype(dtype)), strict=True):
             assert Fraction(length) ** 2 >= sum(Fraction(x) ** 2 for x in row)
+
+
+@pytest.mark.parametrize("build", [lipschitz_cnn, tutorial_cnn, mixed_network])
+def test_rows_as_long_as_is_allowed_do_not_overflow(build):
+    network = randomised(build((1, 12, 12), 3))
+    longest = rounding_charges(network, 3, "float32", (1, 12, 12)).longest
+    rows = np.random.default_rng(0).normal(size=(50, 1, 12, 12))
+    rows *= longest / np.linalg.norm(rows.reshape(50, -1), axis=1)[:, None, None, None]
+    assert torch.isfinite(direct_forward(network, torch.from_numpy(rows.astype(np.float32)))).all()
+
+
+def test_rows_that_might_overflow_certify_nothing(digits):
+    X, y = digits
+    clf = LipschitzClassifier(dtype="float32", max_epochs=2, random_state=0).fit(X, y)
+    assert (clf.certificates_(np.full((1, 64), 1e30)) == 0).all()
+    assert clf.longest_row_ > 1e10
 
 
 def test_a_layer_without_a_rule_is_refused_by_name():
