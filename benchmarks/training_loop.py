@@ -27,8 +27,8 @@ from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
 
 CASES: dict[str, tuple[Callable[..., torch.nn.Module], tuple[int, ...], int, int]] = {
     "digits, dense 128-128": (lipschitz_mlp, (64,), 1_797, 20),
-    "MNIST size, tutorial network": (tutorial_cnn, (1, 28, 28), 12_800, 1),
-    "MNIST size, default network": (lipschitz_cnn, (1, 28, 28), 12_800, 1),
+    "MNIST size, tutorial network": (tutorial_cnn, (1, 28, 28), 12_800, 3),
+    "MNIST size, default network": (lipschitz_cnn, (1, 28, 28), 12_800, 2),
 }
 
 

@@ -7,7 +7,7 @@ is worse than none. Nothing here samples or estimates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
     "checked_bound",
-    "dilated_norm_upper",
     "lipschitz_bound",
+    "plain_groups",
     "refuse_altered",
     "register_lipschitz_bound",
     "rounded_up_product",
@@ -157,21 +157,21 @@ def _conv2d(module: nn.Conv2d) -> float:
             f"Conv2d with padding_mode={module.padding_mode!r} has no Lipschitz bound; use 'zeros' "
             "or 'circular'."
         )
-    return dilated_norm_upper(module, module.weight.detach())
+    # Groups act on channels of their own: the largest norm counts.
+    return max(convolution_norm_upper(part, stride) for part, stride in plain_groups(module))
 
 
-def dilated_norm_upper(module: nn.Conv2d, kernel: Tensor) -> float:
-    """Bound the norm of a convolution by `kernel` with the stride, dilation and groups of `module`."""
-    stride = (module.stride[0], module.stride[1])
-    if stride != (1, 1):
+def plain_groups(module: nn.Conv2d) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Yield kernel and stride of each group, with the dilation written out where it matters."""
+    kernel, stride = module.weight.detach(), (module.stride[0], module.stride[1])
+    if stride != (1, 1):  # at stride 1 a dilation only stretches the frequencies
         down, right = module.dilation
         height, width = kernel.shape[2:]
         dilated = kernel.new_zeros(*kernel.shape[:2], down * (height - 1) + 1, right * (width - 1) + 1)
         dilated[:, :, ::down, ::right] = kernel
         kernel = dilated
-    # At stride 1 a dilation only stretches the frequencies. Groups act on channels of their own: the
-    # largest norm counts.
-    return max(convolution_norm_upper(part, stride) for part in kernel.chunk(module.groups))
+    for part in kernel.chunk(module.groups):
+        yield part, stride
 
 
 def _check_circular(module: nn.Conv2d) -> None:

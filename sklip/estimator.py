@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from sklip import losses, networks
-from sklip.bounds import lipschitz_bound
+from sklip.bounds import refuse_altered
 from sklip.devices import (
     available_device,
     digest,
@@ -40,7 +40,7 @@ from sklip.inputs import (
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
 from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_max_epochs
-from sklip.radii import certified_radii, margin_bounds, rounding_charges, row_lengths_upper
+from sklip.radii import certified_radii, prove, row_lengths_upper
 from sklip.training import (
     LipschitzNet,
     StopEarly,
@@ -538,8 +538,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check_network(self, network: nn.Module, n_outputs: int) -> None:
         """Refuse a user's network before hours of training, not after."""
-        # Bounds first: a module that they refuse may do anything when called.
-        lipschitz_bound(network.eval())
+        # A hook is dropped by the export, so it must be refused before; and before any call.
+        for module in network.modules():
+            refuse_altered(module)
         probe = torch.zeros(2, *self.input_shape_, dtype=getattr(torch, self.dtype_))
         with torch.no_grad():
             shape = tuple(network.eval()(probe).shape)
@@ -548,9 +549,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"architecture must return a network with {n_outputs} outputs for rows of shape "
                 f"{self.input_shape_}, got outputs of shape {shape[1:]}."
             )
-        plain = to_torch(network).eval()
-        margin_bounds(plain, n_outputs)
-        rounding_charges(plain, n_outputs, self.dtype_, self.input_shape_)
+        prove(to_torch(network).eval(), n_outputs, self.dtype_, self.input_shape_)
 
     def _make_net(self, module: nn.Module, seed: int) -> LipschitzNet:
         callbacks = check_callbacks(copy.deepcopy(self.callbacks))
@@ -632,14 +631,13 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _certify(self, network: nn.Module) -> None:
         """Prove the bounds of a plain network; only when all are proven is it the one in use."""
         n_outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
-        bounds = margin_bounds(network, n_outputs)
-        charges = rounding_charges(network, n_outputs, self.dtype_, self.input_shape_)
-        bound = lipschitz_bound(network)
+        proof = prove(network, n_outputs, self.dtype_, self.input_shape_)
         self.network_ = network
         self.weights_digest_ = digest(network)
-        self.margin_bounds_ = bounds
+        self.margin_bounds_ = proof.margin_bounds
+        charges = proof.rounding_charges
         self.rounding_offsets_, self.rounding_slopes_, self.longest_row_ = charges
-        self.lipschitz_bound_ = bound
+        self.lipschitz_bound_ = proof.lipschitz_bound
 
     def _refuse_changed_weights(self) -> None:
         if digest(self.network_) != self.weights_digest_:

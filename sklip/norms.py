@@ -25,7 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["convolution_norm_upper", "matrix_norm_upper", "row_distances_upper"]
+__all__ = [
+    "absolute_convolution_norm_upper",
+    "convolution_norm_upper",
+    "matrix_norm_upper",
+    "row_distances_upper",
+]
 
 _U = 2.0**-53
 # Covers what underflow can add anywhere below: far more than sums of subnormal numbers reach.
@@ -234,6 +239,26 @@ def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:
     c *= 1 - 16 * _U
     squared = _up(largest + (largest - smallest) / 2 * (1 / c - 1), 16)
     return _unscaled(math.sqrt(squared), exponent)
+
+
+def absolute_convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:
+    r"""Upper bound on the norm of the convolution by the absolute values of `kernel`.
+
+    With entries of one sign the symbol is largest at frequency 0, where it is the sum over the taps:
+    :math:`|\hat K(\theta)| \le \hat K(0)` entry by entry. No grid is needed.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (out_channels, in_channels, height, width)
+        One group, with dilation written out as zeros.
+    stride : (int, int)
+
+    Returns
+    -------
+    norm : float
+    """
+    taps = _without_stride(_finite(kernel).abs(), stride)
+    return matrix_norm_upper(taps.sum((2, 3))) * (1 + 2 * taps[0, 0].numel() * _U)
 
 
 def _without_stride(kernel: Tensor, stride: tuple[int, int]) -> Tensor:

@@ -19,11 +19,13 @@ from sklip.rounding import Precision, layer_steps, longest_input, propagate
 from sklip.transformers import transformer_steps
 
 __all__ = [
+    "Proof",
     "RoundingCharges",
     "certificates",
     "certified_radii",
     "margin_bounds",
     "margin_radii",
+    "prove",
     "rounding_charges",
     "row_lengths_upper",
 ]
@@ -54,12 +56,18 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     arXiv 2108.04062.
     """
     chain = _checked_chain(network)
+    return _margin_bounds(chain, [lipschitz_bound(layer) for layer in chain], n_outputs)
+
+
+def _margin_bounds(
+    chain: list[nn.Module], constants: list[float], n_outputs: int
+) -> NDArray[np.float64]:
     if type(chain[-1]) is nn.Linear:
         if chain[-1].out_features != n_outputs:
             raise ValueError(
                 f"n_outputs must be that of the network, {chain[-1].out_features}, got {n_outputs}."
             )
-        body = lipschitz_bound(nn.Sequential(*chain[:-1]))
+        body = rounded_up_product(constants[:-1])
         weight = chain[-1].weight
         if n_outputs == 1:
             weight = nn.functional.pad(weight, (0, 0, 0, 1))  # the distance from zero
@@ -68,7 +76,7 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
         positive = (distances > 0) & (body > 0)
         distances = np.maximum(distances * (body * (1 + 2.0**-51)), np.where(positive, 5e-324, 0.0))
         return distances[:1, 1:] if n_outputs == 1 else distances
-    bound = lipschitz_bound(network)
+    bound = rounded_up_product(constants)
     if n_outputs == 1:
         return np.array([[bound]])
     pairs: NDArray[np.float64] = math.sqrt(2) * (1 + 2.0**-51) * bound * (1 - np.eye(n_outputs))
@@ -115,10 +123,21 @@ def rounding_charges(
         something might overflow.
     """
     chain = _checked_chain(network)
+    constants = [lipschitz_bound(layer) for layer in chain]
+    return _rounding_charges(chain, constants, n_outputs, dtype, input_shape)
+
+
+def _rounding_charges(
+    chain: list[nn.Module],
+    constants: list[float],
+    n_outputs: int,
+    dtype: str,
+    input_shape: tuple[int, ...],
+) -> RoundingCharges:
     head = chain[-1] if type(chain[-1]) is nn.Linear else None
     body = chain if head is None else chain[:-1]
     precision = Precision.of(dtype)
-    steps = layer_steps(chain, [lipschitz_bound(layer) for layer in chain], dtype, input_shape)
+    steps = layer_steps(chain, constants, dtype, input_shape)
     # Every value is rounded to the network's precision before the first layer.
     lost = precision.smallest * math.sqrt(math.prod(input_shape))
     longest = longest_input(steps, precision.unit, lost, precision)
@@ -143,6 +162,41 @@ def rounding_charges(
     slopes = distances * error.slope + gamma * rows * (value.slope + error.slope)
     up = 1 + 2.0**-40
     return RoundingCharges((offsets + flushed) * up, slopes * up, longest)
+
+
+class Proof(NamedTuple):
+    """All that is proven of a network: see the functions of the same names."""
+
+    lipschitz_bound: float
+    margin_bounds: NDArray[np.float64]
+    rounding_charges: RoundingCharges
+
+
+def prove(network: nn.Module, n_outputs: int, dtype: str, input_shape: tuple[int, ...]) -> Proof:
+    """Prove everything that a certificate rests on, each layer's constant once.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        The finished network, in plain layers.
+    n_outputs : int
+        Number of logits.
+    dtype : str
+        Precision in which it is evaluated.
+    input_shape : tuple of int
+        Shape of one sample.
+
+    Returns
+    -------
+    proof : Proof
+    """
+    chain = _checked_chain(network)
+    constants = [lipschitz_bound(layer) for layer in chain]
+    return Proof(
+        rounded_up_product(constants),
+        _margin_bounds(chain, constants, n_outputs),
+        _rounding_charges(chain, constants, n_outputs, dtype, input_shape),
+    )
 
 
 def certified_radii(

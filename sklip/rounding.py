@@ -37,9 +37,9 @@ import torch
 from torch import nn
 
 from sklip import layers
-from sklip.bounds import dilated_norm_upper
+from sklip.bounds import plain_groups
 from sklip.inference import BLOCK
-from sklip.norms import matrix_norm_upper
+from sklip.norms import absolute_convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
     "Affine",
@@ -256,7 +256,7 @@ def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple
     n_terms = module.weight[0].numel()
     gamma = precision.gamma_of_sum(n_terms)
     # A convolution by |K| bounds the sums of absolute values; its own norm is bounded as any.
-    norm = dilated_norm_upper(module, module.weight.detach().abs())
+    norm = max(absolute_convolution_norm_upper(*group) for group in plain_groups(module))
     with torch.no_grad():
         pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
     bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())
