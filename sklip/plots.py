@@ -295,5 +295,8 @@ class TradeoffDisplay:
         # Accuracies end at 1; a mean radius may be any length.
         top = max(1.02, 1.02 * float(np.max(self.robustness)))
         self.ax_.set(xscale="log", xlabel=self.param_name, ylabel="score", ylim=(0, top))
+        # A tick at each candidate: those of a short logarithmic axis run into each other.
+        self.ax_.set_xticks(self.param_values, [f"{value:g}" for value in self.param_values])
+        self.ax_.set_xticks([], minor=True)
         self.ax_.legend()
         return self
