@@ -41,7 +41,7 @@ def test_the_tutorials_runs_print_a_table(tmp_path):
         with warnings.catch_warnings():
             # Without a network, fetch_openml warns of its cache before it fails.
             warnings.simplefilter("ignore")
-            fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, n_retries=0)
+            fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, n_retries=1)
     except OSError as error:
         pytest.skip(f"MNIST can't be had: {error}")
     output = run(
