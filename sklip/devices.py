@@ -71,8 +71,9 @@ def to_arrays(module: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def digest(module: nn.Module) -> str:
-    """Return a digest of the parameters and buffers of `module`."""
+    """Return a digest of all that decides what `module` computes: layers, settings, mode, weights."""
     state = hashlib.blake2b(digest_size=16)
+    state.update(f"{module!r}{[part.training for part in module.modules()]}".encode())
     for name, array in to_arrays(module).items():
         state.update(f"{name}{array.dtype}{array.shape}".encode())
         state.update(np.ascontiguousarray(array).data)

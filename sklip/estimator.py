@@ -132,8 +132,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Proven bound, offset + slope * length of the row, on the rounding error of each difference.
     longest_row_ : float
         Length of a row up to which nothing can overflow in the network; longer ones get radius 0.
-    weights_digest_ : str
-        Digest of the weights that the bounds belong to.
+    network_digest_ : str
+        Digest of the layers and weights that the bounds belong to.
     history_ : list of dict
         One row an epoch: train_loss, seconds, and valid_loss, valid_accuracy and
         valid_mean_certificate with early stopping; train_accuracy and train_mean_certificate if
@@ -390,7 +390,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         RuntimeError
-            If the weights of `network_` were changed after ``fit``: the bounds are of the old ones.
+            If layers or weights of `network_` were changed after ``fit``: the bounds are of the old.
 
         See Also
         --------
@@ -398,7 +398,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rounding_loss_ : What the charge for rounding costs.
         """
         rows = self._rows(X)
-        self._refuse_changed_weights()
+        self._refuse_changed_network()
         lengths = row_lengths_upper(rows)
         radii = certified_radii(
             self._logits(rows).cpu().numpy(),
@@ -518,8 +518,12 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return cast_rows(rows, self.dtype_), codes, weight
 
+    def _n_outputs(self) -> int:
+        """Return the number of logits: one for two classes."""
+        return 1 if len(self.classes_) == 2 else len(self.classes_)
+
     def _build_network(self, rows: NDArray[Any], weight: NDArray[np.float64] | None) -> nn.Module:
-        n_outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        n_outputs = self._n_outputs()
         plan = networks.NetworkPlan.resolve(
             self.architecture,
             self.input_shape_,
@@ -630,20 +634,22 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _certify(self, network: nn.Module) -> None:
         """Prove the bounds of a plain network; only when all are proven is it the one in use."""
-        n_outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
+        n_outputs = self._n_outputs()
         proof = prove(network, n_outputs, self.dtype_, self.input_shape_)
         self.network_ = network
-        self.weights_digest_ = digest(network)
+        self.network_digest_ = digest(network)
         self.margin_bounds_ = proof.margin_bounds
         charges = proof.rounding_charges
         self.rounding_offsets_, self.rounding_slopes_, self.longest_row_ = charges
         self.lipschitz_bound_ = proof.lipschitz_bound
 
-    def _refuse_changed_weights(self) -> None:
-        if digest(self.network_) != self.weights_digest_:
+    def _refuse_changed_network(self) -> None:
+        for module in self.network_.modules():
+            refuse_altered(module)
+        if digest(self.network_) != self.network_digest_:
             raise RuntimeError(
-                "The weights of network_ were changed after fit, so its bounds hold no longer; fit "
-                "again, or change a copy from to_torch()."
+                "The layers or weights of network_ were changed after fit, so its bounds hold no "
+                "longer; fit again, or change a copy from to_torch()."
             )
 
     # -- prediction and storage --------------------------------------------------------------

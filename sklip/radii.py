@@ -379,10 +379,11 @@ def _pipeline_certificates(pipeline: Pipeline, X: ArrayLike) -> NDArray[np.float
     # A scaler with copy=False would overwrite the caller's X.
     transformed = pipeline[:-1].transform(copy.deepcopy(X))
     radii = certificates(final, transformed)
-    dtype = np.asarray(transformed).dtype
-    if dtype == np.float16:
+    # The coarsest precision on the way: a scaler may compute in float32 and a PCA after it in float64.
+    ends = [np.asarray(values).dtype for values in (X, transformed)]
+    if np.float16 in ends:
         raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
-    dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    dtype = np.dtype(np.float32 if np.float32 in ends else np.float64)
     steps = [s for transformer in transformers for s in transformer_steps(transformer, dtype)]
     _, error = propagate(steps, 0.0, 0.0)
     bound = rounded_up_product(step.constant for step in steps)

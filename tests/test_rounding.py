@@ -252,6 +252,27 @@ def test_changed_weights_are_refused(digits):
         clf.certificates_(X)
 
 
+def louder(network):
+    network[2].register_forward_hook(lambda module, inputs, output: 10 * output)
+
+
+def in_training(network):
+    network.train()
+
+
+def replaced(network):
+    network[2] = layers.Scale(10.0)
+
+
+@pytest.mark.parametrize("change", [louder, in_training, replaced])
+def test_a_network_changed_in_other_ways_is_refused(digits, change):
+    X, y = digits
+    clf = LipschitzClassifier(max_epochs=2, random_state=0).fit(X, y)
+    change(clf.network_)
+    with pytest.raises((RuntimeError, TypeError), match=r"changed after fit|forward hooks"):
+        clf.certificates_(X)
+
+
 def test_margin_bounds_are_not_changed_by_the_precision(digits):
     """The charge is beside the constants, not in them."""
     network = randomised(lipschitz_mlp((4,), 3, (8,)))

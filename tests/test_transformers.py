@@ -222,6 +222,19 @@ def test_a_step_along_the_worst_direction_in_raw_units_does_not_flip(steps):
     assert (radii <= np.abs(scores) / np.linalg.norm(gradient) * (1 + 1e-9)).all()
 
 
+def test_a_step_that_computes_in_float32_is_charged_whatever_comes_after():
+    """PCA fitted in float64 gives float64 for float32 rows, behind a scaler that has rounded them."""
+    X, y = load_digits(return_X_y=True)
+    steps = (StandardScaler(with_std=False), PCA(20))
+    clf = LipschitzClassifier(dtype="float64", max_epochs=2, random_state=0)
+    pipeline = make_pipeline(*steps, clf).fit(X, y > 4)
+    wide, narrow = (certificates(pipeline, X.astype(dtype)) for dtype in (np.float64, np.float32))
+    assert pipeline[:-1].transform(X.astype(np.float32)).dtype == np.float64
+    # At least a unit of float32 on rows of length 10 and more, at x and at x'.
+    positive = narrow > 0
+    assert (wide - narrow)[positive].min() > 2 * 10 * 2.0**-24
+
+
 # -- rules of one's own ------------------------------------------------------------------------
 
 
