@@ -1,6 +1,7 @@
 """Provably robust classification with the scikit-learn API."""
 
 from sklip.bounds import lipschitz_bound
+from sklip.certification import certificates
 from sklip.estimates import lipschitz_estimate
 from sklip.estimator import LipschitzClassifier
 from sklip.metrics import (
@@ -9,7 +10,6 @@ from sklip.metrics import (
     certified_accuracy_score,
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
-from sklip.radii import certificates
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 __all__ = [

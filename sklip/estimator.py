@@ -40,7 +40,8 @@ from sklip.inputs import (
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
 from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_max_epochs
-from sklip.radii import certified_radii, prove, row_lengths_upper
+from sklip.proofs import prove, scaled_margin_bounds
+from sklip.radii import Approach, certified_radii, row_lengths_upper, softmax_charge
 from sklip.training import (
     LipschitzNet,
     StopEarly,
@@ -397,18 +398,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sklip.radii.certified_radii : The formula.
         rounding_loss_ : What the charge for rounding costs.
         """
-        rows = self._rows(X)
-        self._refuse_changed_network()
-        lengths = row_lengths_upper(rows)
-        radii = certified_radii(
-            self._logits(rows).cpu().numpy(),
-            self.margin_bounds_,
-            offsets=self.rounding_offsets_,
-            slopes=self.rounding_slopes_,
-            lengths=lengths,
-        )
-        # Longer rows might overflow inside the network.
-        return np.minimum(radii, np.maximum(self.longest_row_ - lengths, 0.0))
+        return self._radii(X, Approach())
 
     def rounding_loss_(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the share of each radius that the charge for rounding takes away.
@@ -651,6 +641,34 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "The layers or weights of network_ were changed after fit, so its bounds hold no "
                 "longer; fit again, or change a copy from to_torch()."
             )
+
+    def _radii(self, X: ArrayLike, approach: Approach) -> NDArray[np.float64]:
+        """Radii in the units of rows that came to the network's by `approach`."""
+        rows = self._rows(X)
+        self._refuse_changed_network()
+        logits, lengths = self._logits(rows).cpu().numpy(), row_lengths_upper(rows)
+        bounds, moved, growth = self.margin_bounds_ * approach.bound, approach.moved, approach.growth
+        if approach.factors is not None:
+            folded = scaled_margin_bounds(self.network_, self._n_outputs(), approach.factors)
+            bounds = bounds if folded is None else np.minimum(bounds, folded)
+        # Errors of the network at x and at x', and of what it sees there.
+        charges: list[tuple[NDArray[np.float64], NDArray[np.float64] | float]] = [
+            (self.rounding_offsets_, 2.0),
+            (self.rounding_slopes_, 2 * lengths + moved),
+            (self.margin_bounds_, moved),
+        ]
+        spread = approach.bound + growth
+        bounds = bounds + self.margin_bounds_ * growth + self.rounding_slopes_ * spread
+        if approach.inverse_temperature is not None:
+            charge, slope = softmax_charge(logits, approach.inverse_temperature)
+            everywhere = np.ones_like(bounds)
+            charges.append((everywhere, charge))
+            bounds = bounds + slope * self.lipschitz_bound_ * spread * everywhere
+        radii = certified_radii(logits, bounds, charges)
+        # Longer rows might overflow inside the network.
+        with np.errstate(divide="ignore"):
+            room = (self.longest_row_ - lengths - moved) / spread
+        return np.minimum(radii, np.maximum(np.minimum(room, approach.room), 0.0))
 
     # -- prediction and storage --------------------------------------------------------------
 

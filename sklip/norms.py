@@ -126,13 +126,15 @@ def _unscaled(norm: float, exponent: int) -> float:
         return math.inf
 
 
-def matrix_norm_upper(matrix: Tensor) -> float:
-    r"""Upper bound on :math:`\|W\|_2`, the largest singular value, that rounding can't break.
+def matrix_norm_upper(matrix: Tensor, factors: Tensor | None = None) -> float:
+    r"""Upper bound on :math:`\|W D\|_2`, the largest singular value, that rounding can't break.
 
     Parameters
     ----------
     matrix : Tensor of shape (rows, columns)
-        Any floating dtype up to float64; its values are taken as exact.
+        W. Any floating dtype up to float64; its values are taken as exact.
+    factors : Tensor of shape (columns,), float64, default=None
+        Diagonal of D; the identity if None.
 
     Returns
     -------
@@ -146,6 +148,11 @@ def matrix_norm_upper(matrix: Tensor) -> float:
     >>> round(matrix_norm_upper(torch.tensor([[3.0, 0.0], [0.0, 4.0]])), 9)
     4.0
     """
+    if factors is not None:
+        product = _finite(matrix) * factors
+        # Each entry of the product is rounded once.
+        lost = 2 * _U * _up(float(product.norm()), product.numel())
+        return _up(matrix_norm_upper(product) + lost)
     if not matrix.any():
         return 0.0
     w, exponent = _scaled(matrix)
@@ -157,12 +164,14 @@ def matrix_norm_upper(matrix: Tensor) -> float:
     return _unscaled(math.sqrt(_up(_largest_eigenvalue_upper(gram) + gram_error)), exponent)
 
 
-def row_distances_upper(matrix: Tensor) -> Tensor:
-    r"""Upper bounds on :math:`\|w_i - w_j\|_2` for all pairs of rows, rounding included.
+def row_distances_upper(matrix: Tensor, factors: Tensor | None = None) -> Tensor:
+    r"""Upper bounds on :math:`\|(w_i - w_j) D\|_2` for all pairs of rows, rounding included.
 
     Parameters
     ----------
     matrix : Tensor of shape (rows, columns)
+    factors : Tensor of shape (columns,), float64, default=None
+        Diagonal of D; the identity if None.
 
     Returns
     -------
@@ -170,8 +179,9 @@ def row_distances_upper(matrix: Tensor) -> Tensor:
     """
     exact = _finite(matrix)
     w, exponent = _scaled(matrix)
-    distances = torch.stack([(w - row).square().sum(1).sqrt() for row in w])
-    # n + 2 roundings under the root, one in each difference, one in the root.
+    scale = torch.ones(()) if factors is None else factors
+    distances = torch.stack([((w - row) * scale).square().sum(1).sqrt() for row in w])
+    # n + 2 roundings under the root, two in each difference, one in the root.
     distances *= 1 + 2 * (w.shape[1] + 8) * _U
     # Squares below 1e-308 vanish: entries up to 1e-154 of each difference.
     differ = torch.stack([(exact != row).any(1) for row in exact]).double()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sklip.certification import certificates
 from sklip.metrics import certified_accuracy_score
-from sklip.radii import certificates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

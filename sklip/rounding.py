@@ -47,6 +47,7 @@ __all__ = [
     "Step",
     "layer_steps",
     "longest_input",
+    "longest_step_input",
     "propagate",
     "register_rounding_bound",
 ]
@@ -193,6 +194,25 @@ def longest_input(
             if peak.slope > 0:
                 longest = min(longest, (room - peak.offset) / peak.slope)
     return max(0.0, longest)
+
+
+def longest_step_input(step: Step, precision: Precision) -> float:
+    """Return a length up to which no input of one step can overflow; see :func:`longest_input`.
+
+    Parameters
+    ----------
+    step : Step
+    precision : Precision
+
+    Returns
+    -------
+    length : float
+        Negative where nothing can be said.
+    """
+    room = math.sqrt(precision.largest) / 8
+    if step.error_slope == 0:
+        return room
+    return min(room, (precision.unit * room - step.error_offset) / step.error_slope)
 
 
 def layer_steps(

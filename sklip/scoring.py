@@ -2,15 +2,15 @@ r"""Scorers for searches and cross-validation, and the rule that picks the most 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
+from sklip.certification import certificates
 from sklip.metrics import average_certified_radius_score, certified_accuracy_score, check_eps
-from sklip.radii import certificates
 
 __all__ = ["average_certified_radius_scorer", "certified_accuracy_scorer", "most_robust"]
 
@@ -26,6 +26,8 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     ----------
     eps : float, default=0.5
         Perturbation budget: L2, at least 0.
+    fixed_columns : sequence of str or int, default=()
+        Columns that can't change, as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -34,15 +36,16 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     certified_accuracy_scorer(eps=0.3)
     """
 
-    def __init__(self, eps: float = 0.5) -> None:
+    def __init__(self, eps: float = 0.5, fixed_columns: Sequence[str | int] = ()) -> None:
         self.eps = eps
+        self.fixed_columns = fixed_columns
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
         eps = check_eps(self.eps)
-        radii = certificates(estimator, X)
+        radii = certificates(estimator, X, fixed_columns=self.fixed_columns)
         return certified_accuracy_score(
             y, estimator.predict(X), radii, eps=eps, sample_weight=sample_weight
         )
@@ -54,6 +57,11 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     ``scorer(estimator, X, y)`` works on a LipschitzClassifier, on a Pipeline that ends in one and on
     a fitted search. The score is a length in the units of that estimator's own input.
 
+    Parameters
+    ----------
+    fixed_columns : sequence of str or int, default=()
+        Columns that can't change, as for :func:`sklip.certificates`.
+
     Examples
     --------
     >>> from sklip.scoring import average_certified_radius_scorer
@@ -61,11 +69,14 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     average_certified_radius_scorer()
     """
 
+    def __init__(self, fixed_columns: Sequence[str | int] = ()) -> None:
+        self.fixed_columns = fixed_columns
+
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
-        radii = certificates(estimator, X)
+        radii = certificates(estimator, X, fixed_columns=self.fixed_columns)
         return average_certified_radius_score(
             y, estimator.predict(X), radii, sample_weight=sample_weight
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,15 +28,20 @@ from sklearn.feature_selection import (
     SequentialFeatureSelector,
     VarianceThreshold,
 )
-from sklearn.pipeline import Pipeline
+from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
-from sklip.bounds import checked_bound, rounded_up_product
+from sklip.bounds import checked_bound
 from sklip.norms import matrix_norm_upper
 from sklip.rounding import Precision, Step
 
-__all__ = ["register_transformer_bound", "transformer_bound", "transformer_steps"]
+__all__ = [
+    "ColumnStep",
+    "refuse_replaced_transform",
+    "register_transformer_bound",
+    "transformer_step",
+]
 
 Rule = TypeVar("Rule", bound=Callable[[Any, Precision], Step])
 
@@ -58,7 +64,8 @@ def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rul
     --------
     >>> from sklearn.base import BaseEstimator, TransformerMixin
     >>> from sklip.rounding import Step
-    >>> from sklip.transformers import register_transformer_bound, transformer_bound
+    >>> from sklip.pipelines import transformer_bound
+    >>> from sklip.transformers import register_transformer_bound
     >>> class Halve(TransformerMixin, BaseEstimator):
     ...     def fit(self, X, y=None):
     ...         self.n_features_in_ = X.shape[1]
@@ -82,72 +89,57 @@ def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rul
     return register
 
 
-def transformer_bound(transformer: Any) -> float:
-    r"""Proven L2 Lipschitz constant of a fitted scikit-learn transformer.
+@dataclass(frozen=True)
+class ColumnStep(Step):
+    r"""A step that acts value by value.
+
+    Output j depends on input ``sources[j]`` alone, and a change of that by d moves it by at most
+    ``factors[j]`` times d; a factor of 0 says that it doesn't move.
+    """
+
+    sources: NDArray[np.intp]
+    factors: NDArray[np.float64]
+
+
+def transformer_step(transformer: Any, precision: Precision) -> Step:
+    """Describe one fitted transformer that is no Pipeline and no collection of others.
 
     Parameters
     ----------
-    transformer : fitted transformer, "passthrough" or None
-        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, TruncatedSVD, a feature selector,
-        a Pipeline of such, or a type with a registered rule.
+    transformer : fitted transformer
+    precision : Precision
+        The coarsest in which it computes.
 
     Returns
     -------
-    bound : float
+    step : Step
 
     Raises
     ------
     TypeError
-        For a transformer without a rule; :func:`register_transformer_bound` adds one.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn.preprocessing import MinMaxScaler
-    >>> from sklip.transformers import transformer_bound
-    >>> round(transformer_bound(MinMaxScaler().fit(np.array([[0.0], [4.0]]))), 9)
-    0.25
+        For a transformer without a rule, or with a replaced ``transform``.
     """
-    return rounded_up_product(step.constant for step in transformer_steps(transformer, np.float64))
-
-
-def transformer_steps(transformer: Any, dtype: Any) -> list[Step]:
-    """Describe a fitted transformer that computes in `dtype`, a Pipeline step by step.
-
-    Parameters
-    ----------
-    transformer : fitted transformer, "passthrough" or None
-    dtype : dtype
-        Precision of its output.
-
-    Returns
-    -------
-    steps : list of Step
-        For :func:`sklip.rounding.propagate`.
-
-    Raises
-    ------
-    TypeError
-        For a transformer without a rule.
-    """
-    if transformer is None or (isinstance(transformer, str) and transformer == "passthrough"):
-        return []
-    if type(transformer) is Pipeline:
-        return [s for _, part in transformer.steps for s in transformer_steps(part, dtype)]
-    name = type(transformer).__name__
     rule = _RULES.get(type(transformer))
     if rule is None:
         raise TypeError(
-            f"{name} has no Lipschitz bound, so a radius can't be brought back to the units of its "
-            "input; leave the step out, transform X beforehand and certify in the transformed units, "
+            f"{type(transformer).__name__} has no Lipschitz bound, so a radius can't be brought back "
+            "to the units of its input; leave the step out, transform X beforehand and certify in "
+            "the transformed units, name the columns it reads in fixed_columns if they can't change, "
             "or add a proven rule with sklip.transformers.register_transformer_bound."
         )
     check_is_fitted(transformer)
-    if "transform" in vars(transformer):
-        raise TypeError(f"{name} has a replaced transform method; restore that of its class.")
-    step = rule(transformer, Precision.of(dtype))
+    refuse_replaced_transform(transformer)
+    step = rule(transformer, precision)
     checked_bound(step.constant, transformer)
-    return [step]
+    return step
+
+
+def refuse_replaced_transform(transformer: Any) -> None:
+    """Refuse a transformer whose instance computes something else than its class says."""
+    if "transform" in vars(transformer):
+        raise TypeError(
+            f"{type(transformer).__name__} has a replaced transform method; restore that of its class."
+        )
 
 
 # What transform does depends on the parameters as they are now, so the rules read them, not only what
@@ -156,44 +148,51 @@ def transformer_steps(transformer: Any, dtype: Any) -> list[Step]:
 
 @register_transformer_bound(StandardScaler)
 def _standard_scaler(scaler: StandardScaler, precision: Precision) -> Step:
-    scale = scaler.scale_ if scaler.with_std else np.ones(1)
-    shift = scaler.mean_ if scaler.with_mean else np.zeros(1)
-    return _diagonal(1.0 / scale, shift / scale, scaler.n_features_in_, precision)
+    scale = scaler.scale_ if scaler.with_std else None
+    return _divided(scale, scaler.mean_ if scaler.with_mean else 0.0, scaler, precision)
 
 
 @register_transformer_bound(RobustScaler)
 def _robust_scaler(scaler: RobustScaler, precision: Precision) -> Step:
-    scale = scaler.scale_ if scaler.with_scaling else np.ones(1)
-    shift = scaler.center_ if scaler.with_centering else np.zeros(1)
-    return _diagonal(1.0 / scale, shift / scale, scaler.n_features_in_, precision)
+    scale = scaler.scale_ if scaler.with_scaling else None
+    return _divided(scale, scaler.center_ if scaler.with_centering else 0.0, scaler, precision)
 
 
 @register_transformer_bound(MaxAbsScaler)
 def _max_abs_scaler(scaler: MaxAbsScaler, precision: Precision) -> Step:
-    return _diagonal(1.0 / scaler.scale_, np.zeros(1), scaler.n_features_in_, precision)
+    return _divided(scaler.scale_, 0.0, scaler, precision)
+
+
+def _divided(scale: Any, shift: Any, scaler: Any, precision: Precision) -> Step:
+    """(x - shift) / scale, value by value."""
+    # In float64, since the stored numbers may be float32.
+    divisor = np.ones(scaler.n_features_in_) if scale is None else np.asarray(scale, np.float64)
+    with np.errstate(divide="ignore"):
+        factors = 1.0 / divisor
+    return _diagonal(factors, np.asarray(shift, np.float64) * factors, precision)
 
 
 @register_transformer_bound(MinMaxScaler)
 def _min_max_scaler(scaler: MinMaxScaler, precision: Precision) -> Step:
     # Clipping moves no two values apart, but it moves the value at 0: the larger of both is a bound.
     at_zero = np.maximum(np.abs(scaler.min_), np.max(np.abs(scaler.feature_range)))
-    return _diagonal(scaler.scale_, at_zero, scaler.n_features_in_, precision)
+    return _diagonal(np.asarray(scaler.scale_, np.float64), at_zero, precision)
 
 
-def _diagonal(factors: Any, at_zero: Any, n_features: int, precision: Precision) -> Step:
+def _diagonal(factors: NDArray[np.float64], at_zero: Any, precision: Precision) -> Step:
     """Two operations a value, on stored numbers that were rounded, on an input that was cast.
 
     Each loses a unit of |scaled x| + |value at 0| at most.
     """
-    constant = float(np.max(np.abs(np.asarray(factors, dtype=np.float64))))
-    if not math.isfinite(constant):
-        raise ValueError(f"the transformer's scale must be finite and non-zero, got {constant}.")
-    constant *= 1 + 2.0**-50  # the division that made the factor, twice over
-    length = float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
+    if not np.isfinite(factors).all():
+        raise ValueError(f"the transformer's scale must be finite and non-zero, got factors {factors}.")
+    factors = np.abs(factors) * (1 + 2.0**-51)  # the division that made them
+    constant, length = float(factors.max()), float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
     gamma = precision.gamma(6)
     # What is flushed before a division grows by the factor of the division.
-    flushed = precision.smallest * 4 * math.sqrt(n_features) * (1 + constant)
-    return Step(constant, length, gamma * constant, gamma * length + flushed)
+    flushed = precision.smallest * 4 * math.sqrt(len(factors)) * (1 + constant)
+    sources = np.arange(len(factors))
+    return ColumnStep(constant, length, gamma * constant, gamma * length + flushed, sources, factors)
 
 
 @register_transformer_bound(PCA)
@@ -203,7 +202,9 @@ def _pca(pca: PCA, precision: Precision) -> Step:
         # transform divides by no less than this; a smaller divisor gives a larger bound.
         smallest = np.finfo(np.float64).eps
         matrix = matrix / np.maximum(np.sqrt(pca.explained_variance_), smallest)[:, None]
-    return _linear(matrix, pca.mean_, precision)
+    # What is computed from stored numbers alone, the mean's image and the roots, has their precision.
+    stored = Precision.of(np.result_type(pca.components_, pca.mean_, pca.explained_variance_))
+    return _linear(matrix, pca.mean_, max(precision, stored, key=lambda known: known.unit))
 
 
 @register_transformer_bound(TruncatedSVD)
@@ -238,5 +239,35 @@ def _linear(matrix: NDArray[Any], shift: NDArray[Any], precision: Precision) -> 
     VarianceThreshold,
 )
 def _selection(selector: Any, precision: Precision) -> Step:
-    """Columns are copied: distances can only shrink, nothing is rounded but the cast of X."""
-    return Step(1.0, 0.0, precision.unit, 0.0)
+    return _copied(selector.get_support(indices=True), precision)
+
+
+def _copied(sources: NDArray[np.intp], precision: Precision) -> ColumnStep:
+    """Values are copied: nothing is rounded but the cast of X."""
+    lost = precision.smallest * math.sqrt(len(sources))
+    return ColumnStep(1.0, 0.0, precision.unit, lost, sources, np.ones(len(sources)))
+
+
+@register_transformer_bound(SimpleImputer)
+def _simple_imputer(imputer: SimpleImputer, precision: Precision) -> Step:
+    """A copy on rows without missing values; other rows get no radius, see certificates."""
+    if not _is_nan(imputer.missing_values):
+        raise TypeError(
+            f"SimpleImputer with missing_values={imputer.missing_values!r} has no Lipschitz bound, "
+            "since a value close to that is not replaced; mark missing values by NaN."
+        )
+    kept = np.arange(imputer.n_features_in_)
+    if not imputer.keep_empty_features:
+        kept = kept[[not _is_nan(value) for value in imputer.statistics_]]
+    # The columns that tell what was missing stay as they are in a row that misses nothing.
+    told = imputer.indicator_.features_ if imputer.add_indicator else kept[:0]
+    step = _copied(np.concatenate([kept, told]), precision)
+    step.factors[len(kept) :] = 0.0
+    # Whatever may stand in a column that is held fixed.
+    found = imputer.statistics_[kept]
+    numbers = [float(value) for value in found if isinstance(value, int | float | np.number)]
+    return replace(step, at_zero=float(np.linalg.norm(numbers)) * (1 + 2.0**-30))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and math.isnan(value)

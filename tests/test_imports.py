@@ -24,15 +24,18 @@ DOORS = {
     "metrics": {"inputs"},
     "inference": set(),
     "rounding": {"bounds", "inference", "layers", "norms"},
+    "proofs": {"bounds", "inference", "layers", "norms", "rounding"},
+    "radii": set(),
     "transformers": {"bounds", "norms", "rounding"},
-    "radii": {"bounds", "inference", "norms", "rounding", "transformers"},
+    "pipelines": {"bounds", "rounding", "transformers"},
+    "certification": {"pipelines", "radii", "rounding"},
     "training": {"layers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers", "losses"),
-        *("metrics", "networks", "parameters", "radii", "training"),
+        *("metrics", "networks", "parameters", "proofs", "radii", "training"),
     },
-    "scoring": {"metrics", "radii"},
-    "plots": {"metrics", "radii"},
+    "scoring": {"certification", "metrics"},
+    "plots": {"certification", "metrics"},
 }
 
 

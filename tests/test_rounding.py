@@ -13,9 +13,10 @@ from sklip import LipschitzClassifier, layers
 from sklip.inference import direct_forward
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
-from sklip.radii import certified_radii, margin_bounds, rounding_charges, row_lengths_upper
-from sklip.rounding import Affine, Step, propagate
-from sklip.transformers import transformer_steps
+from sklip.proofs import margin_bounds, rounding_charges
+from sklip.radii import certified_radii, row_lengths_upper
+from sklip.rounding import Affine, Precision, Step, propagate
+from sklip.transformers import transformer_step
 
 
 def mixed_network(input_shape, n_outputs):
@@ -162,7 +163,7 @@ def test_radii_with_charges_solve_the_inequality():
         logits = rng.normal(size=(1, 4))
         bounds, p, q = (np.abs(rng.normal(size=(4, 4))) * scale for scale in (1, 0.01, 0.02))
         length = abs(rng.normal())
-        (radius,) = certified_radii(logits, bounds, offsets=p, slopes=q, lengths=np.array([length]))
+        (radius,) = certified_radii(logits, bounds + q, [(p, 2.0), (q, np.array([2 * length]))])
         top = int(logits[0].argmax())
         left = []
         for j in set(range(4)) - {top}:
@@ -195,7 +196,7 @@ def test_the_charge_covers_the_error_of_a_scaler(scaler, dtype):
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(30, 4)) * [1, 1e-3, 1e3, 1] + [0, 5, -1e4, 1e5]).astype(dtype)
     scaler.fit(X.astype(np.float64))
-    (step,) = transformer_steps(scaler, dtype)
+    step = transformer_step(scaler, Precision.of(dtype))
     computed = scaler.transform(X)
     for row, image in zip(X, computed, strict=True):
         squared = Fraction(0)

@@ -1,0 +1,768 @@
+"""Certificates of whole estimators, in the units of their own input."""
+
+import copy
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
+from sklearn.ensemble import VotingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_selection import SelectKBest, VarianceThreshold
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, TunedThresholdClassifierCV
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline, make_union
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    OneHotEncoder,
+    PolynomialFeatures,
+    RobustScaler,
+    StandardScaler,
+)
+from torch import nn
+
+from sklip import (
+    LipschitzClassifier,
+    average_certified_radius_scorer,
+    certified_accuracy_scorer,
+    layers,
+    most_robust,
+)
+from sklip.certification import certificates
+from sklip.proofs import margin_bounds
+from sklip.rounding import Precision
+from sklip.transformers import transformer_step
+
+# -- certificates ------------------------------------------------------------------------------
+
+
+def exact_radius(logits, bounds):
+    """The smallest quotient of a margin and its bound, as a Fraction."""
+    logits = [Fraction(float(value)) for value in logits]
+    top = logits.index(max(logits))
+    rivals = [j for j in range(len(logits)) if j != top]
+    return min((logits[top] - logits[j]) / Fraction(float(bounds[top][j])) for j in rivals)
+
+
+def quick(**parameters):
+    defaults = {"hidden_layer_sizes": (16,), "max_epochs": 5, "random_state": 0}
+    return LipschitzClassifier(**{**defaults, **parameters})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:200], y[:200]
+
+
+@pytest.fixture(scope="module")
+def fitted(digits):
+    return quick().fit(*digits)
+
+
+def test_certificates_of_a_classifier_are_its_own(fitted, digits):
+    radii = certificates(fitted, digits[0])
+    assert radii.tolist() == fitted.certificates_(digits[0]).tolist()
+    expected = [exact_radius(row, fitted.margin_bounds_) for row in fitted.decision_function(digits[0])]
+    assert all(Fraction(r) <= e for r, e in zip(radii.tolist(), expected, strict=True))
+    assert radii.max() > 0
+
+
+def standard_constant(scaler):
+    return 1 / min(Fraction(value) for value in scaler.scale_.tolist())
+
+
+def min_max_constant(scaler):
+    return max(Fraction(value) for value in scaler.scale_.tolist())
+
+
+def largest_product(standard, min_max):
+    """Column by column: less than the product of the largest factors."""
+    return max(
+        Fraction(up) / Fraction(down)
+        for up, down in zip(min_max.scale_.tolist(), standard.scale_.tolist(), strict=True)
+    )
+
+
+PREPROCESSING = {
+    "standard": (lambda: StandardScaler(), standard_constant),
+    "standard_without_std": (lambda: StandardScaler(with_std=False), lambda s: Fraction(1)),
+    "standard_without_mean": (
+        lambda: StandardScaler(with_mean=False),
+        standard_constant,
+    ),
+    "min_max": (lambda: MinMaxScaler((-3, 2)), min_max_constant),
+    "min_max_clipped": (lambda: MinMaxScaler(clip=True), min_max_constant),
+    "passthrough": (lambda: "passthrough", lambda s: Fraction(1)),
+    "none": (lambda: None, lambda s: Fraction(1)),
+    "nested": (
+        lambda: Pipeline([("a", StandardScaler()), ("b", "passthrough"), ("c", MinMaxScaler())]),
+        lambda s: largest_product(s["a"], s["c"]),
+    ),
+    "nested_twice": (
+        lambda: make_pipeline(make_pipeline(MinMaxScaler((0, 7)), "passthrough"), None),
+        lambda s: min_max_constant(s[0][0]),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def pipelines(digits):
+    return {
+        name: Pipeline([("prepare", make()), ("classify", square())]).fit(*digits)
+        for name, (make, _) in PREPROCESSING.items()
+    }
+
+
+def square(**parameters):
+    """A first layer that is orthogonal and square: folding a scaler into it gains nothing."""
+    return quick(hidden_layer_sizes=(64,), **parameters)
+
+
+def check_quotient(radii, inner, constant):
+    """The exact quotient within 1e-9, as the bounds of the steps are.
+
+    Or within 1e-11, the charge for the scaler's rounding: some units of 1e-16 on rows of length 100.
+    """
+    for radius, numerator in zip(radii.tolist(), inner.tolist(), strict=True):
+        exact = Fraction(numerator) / constant
+        lowest = min(exact * (1 - Fraction(1, 10**9)), exact - Fraction(1, 10**11))
+        assert lowest <= Fraction(radius) <= exact * (1 + Fraction(1, 10**9))
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_a_pipeline_divides_the_radius_by_the_constant_of_its_steps(pipelines, digits, name):
+    pipeline, X = pipelines[name], digits[0]
+    step = pipeline["prepare"]
+    Z = X if step in (None, "passthrough") else step.transform(X)
+    inner = pipeline["classify"].certificates_(Z)
+    assert inner.max() > 0
+    check_quotient(certificates(pipeline, X), inner, PREPROCESSING[name][1](step))
+
+
+def test_a_pipeline_of_the_classifier_alone_gives_its_radii(fitted, digits):
+    X = digits[0]
+    expected = fitted.certificates_(X)
+    check_quotient(certificates(Pipeline([("classify", fitted)]), X), expected, Fraction(1))
+    nested = Pipeline([("outer", Pipeline([("classify", fitted)]))])
+    check_quotient(certificates(nested, X), expected, Fraction(1))
+
+
+def test_constants_of_several_scalers_multiply(digits):
+    X, y = digits
+    first, second = MinMaxScaler().fit(X), StandardScaler()
+    second.fit(first.transform(X))
+    pipeline = make_pipeline(first, second, square()).fit(X, y)
+    inner = pipeline[-1].certificates_(pipeline[:-1].transform(X))
+    check_quotient(certificates(pipeline, X), inner, largest_product(second, first))
+
+
+@pytest.mark.parametrize("with_pipeline", [False, True])
+@pytest.mark.parametrize("kind", [GridSearchCV, RandomizedSearchCV])
+def test_certificates_of_a_search_are_those_of_its_best_estimator(digits, kind, with_pipeline):
+    X, y = digits
+    estimator = Pipeline([("scale", StandardScaler()), ("classify", quick())])
+    grid = {"classify__tau": [1.0, 10.0]} if with_pipeline else {"tau": [1.0, 10.0]}
+    estimator = estimator if with_pipeline else quick()
+    extra = {"n_iter": 2} if kind is RandomizedSearchCV else {}
+    search = kind(estimator, grid, cv=2, **extra).fit(X, y)
+    expected = certificates(search.best_estimator_, X)
+    assert expected.max() > 0
+    assert certificates(search, X).tolist() == expected.tolist()
+    inside = Pipeline(
+        [
+            ("scale", StandardScaler()),
+            ("search", kind(square(), {"tau": [1.0]}, cv=2, **({"n_iter": 1} if extra else {}))),
+        ]
+    ).fit(X, y)
+    scaler, search = inside["scale"], inside["search"]
+    inner = search.best_estimator_.certificates_(scaler.transform(X))
+    check_quotient(certificates(inside, X), inner, standard_constant(scaler))
+
+
+# -- certificates under attack -------------------------------------------------------------------
+
+
+def two_sided_data(n_classes, seed=0):
+    """Rows whose every column has mean 0 and a standard deviation and a maximum of exactly 4."""
+    rng = np.random.default_rng(seed)
+    half = 4.0 * rng.choice([-1.0, 1.0], size=(60, 5))
+    X = np.vstack([half, -half])
+    return X, np.arange(len(X)) % n_classes
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("equal_scales", [True, False])
+@pytest.mark.parametrize(
+    "scaler",
+    [StandardScaler(), MinMaxScaler(), make_pipeline(MinMaxScaler((-5, 5)), StandardScaler())],
+    ids=["standard", "min_max", "both"],
+)
+def test_the_worst_step_in_raw_units_flips_just_beyond_the_radius(scaler, equal_scales, n_classes):
+    X, y = two_sided_data(n_classes)
+    if not equal_scales:
+        X = X * [0.01, 1.0, 3.0, 50.0, 1000.0]
+    pipeline = make_pipeline(
+        clone(scaler), quick(hidden_layer_sizes=(), architecture="mlp", max_epochs=20)
+    ).fit(X, y)
+    rng = np.random.default_rng(1)
+    rows = X[:40] + 0.1 * rng.normal(size=(40, 5)) * X.std(axis=0)
+    radii = certificates(pipeline, rows)
+    # The map from raw rows to logits is affine; its matrix is read off from the model.
+    weight = pipeline[-1].to_torch()[-1].weight.detach().numpy()
+    center = X.mean(axis=0)
+    step = np.diag(X.std(axis=0))
+    factors = pipeline[:-1].transform(center + step) - pipeline[:-1].transform([center])
+    gradient = weight * (factors.diagonal() / X.std(axis=0))
+    codes = np.searchsorted(pipeline.classes_, pipeline.predict(rows))
+    assert (radii > 1e-3 * X.std(axis=0).min()).all()
+    flipped = np.zeros(len(rows), dtype=bool)
+    for other in range(n_classes):
+        if n_classes == 2:
+            direction = np.where(codes[:, None] == 1, -gradient, gradient)
+            rivals = codes == other
+        else:
+            direction = gradient[other] - gradient[codes]
+            rivals = codes != other
+        norms = np.linalg.norm(direction[rivals], axis=1, keepdims=True)
+        unit = direction[rivals] / norms
+        inside = rows[rivals] + (1 - 1e-9) * radii[rivals, None] * unit
+        assert (pipeline.predict(inside) == pipeline.predict(rows[rivals])).all()
+        beyond = rows[rivals] + (1 + 1e-6) * radii[rivals, None] * unit
+        flipped[rivals] |= pipeline.predict(beyond) != pipeline.predict(rows[rivals])
+    if equal_scales:
+        # Then the steps before the classifier scale all directions alike, and nothing is given away.
+        assert flipped.all()
+
+
+# -- worst directions in raw units ----------------------------------------------------------------
+
+
+def parted(*parts, **parameters):
+    return ColumnTransformer([(str(i), *part) for i, part in enumerate(parts)], **parameters)
+
+
+# Steps that leave columns apart are folded into a linear classifier: nothing at all is given away.
+APART = [
+    [StandardScaler()],
+    [RobustScaler(), MinMaxScaler((-1, 1))],
+    [MaxAbsScaler()],
+    [VarianceThreshold(), SelectKBest(k=30), StandardScaler()],
+    [parted((StandardScaler(), slice(0, 30)), (MinMaxScaler(), [35, 32]), remainder="passthrough")],
+    [
+        parted(
+            (make_pipeline(SimpleImputer(), RobustScaler()), slice(8, 60)), transformer_weights={"0": 9}
+        )
+    ],
+    [SimpleImputer(add_indicator=True), StandardScaler(), parted((MinMaxScaler(), [40, 2, 21]))],
+]
+MIXED = [
+    [VarianceThreshold(), PCA(20)],
+    [StandardScaler(with_std=False), PCA(20, whiten=True)],
+    [MaxAbsScaler(), TruncatedSVD(20)],
+    [parted((StandardScaler(), slice(0, 40)), (MinMaxScaler(), slice(20, 64)))],
+    [make_union(StandardScaler(), PCA(10), "passthrough"), StandardScaler()],
+    [PCA(20), make_union(MinMaxScaler(), StandardScaler())],
+    [FeatureUnion([("a", MinMaxScaler()), ("b", PCA(3))], transformer_weights={"a": 0.1, "b": -3})],
+]
+
+
+@pytest.mark.parametrize("fixed", [(), tuple(range(20, 64, 3))], ids=["free", "some fixed"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("steps", [*APART, *MIXED], ids=str)
+def test_a_step_along_the_worst_direction_in_raw_units_does_not_flip(steps, n_classes, dtype, fixed):
+    """Of a linear classifier behind affine steps: its weights pulled back, fixed columns cut out."""
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:300], y[:300] % n_classes
+    model = LipschitzClassifier(
+        hidden_layer_sizes=(), max_epochs=30, learning_rate=0.02, dtype=dtype, random_state=0
+    )
+    pipeline = make_pipeline(*(clone(step) for step in steps), model).fit(X, y)
+    radii, labels = certificates(pipeline, X, fixed_columns=fixed), pipeline.predict(X)
+    wide = pipeline[-1].to_torch().double()
+
+    def logits(rows):
+        transformed = torch.from_numpy(np.asarray(pipeline[:-1].transform(rows), dtype=np.float64))
+        scores = wide(transformed).numpy()
+        return np.hstack([-scores, scores]) / 2 if n_classes == 2 else scores
+
+    middle = X.mean(axis=0)
+    gradients = (logits(middle + np.eye(64)) - logits(middle[None])).T
+    gradients[:, list(fixed)] = 0
+    scores, codes = logits(X), np.searchsorted(pipeline.classes_, labels)
+    rows, flipped, nearest = np.arange(len(X)), np.zeros(len(X), dtype=bool), np.full(len(X), np.inf)
+    for other in range(n_classes):
+        toward = gradients[other] - gradients[codes]
+        lengths = np.linalg.norm(toward, axis=1)
+        unit = toward / np.maximum(lengths, 1e-300)[:, None]
+        for share in (0.5, 1 - 1e-9):
+            moved = X + unit * radii[:, None] * share
+            assert (pipeline.predict(moved) == labels).all()
+        beyond = X + unit * radii[:, None] * 1.001
+        flipped |= pipeline.predict(beyond) != labels
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distance = (scores[rows, codes] - scores[:, other]) / lengths
+        nearest = np.minimum(nearest, np.where(codes == other, np.inf, distance))
+    # float32 scores may give another class at a distance of nothing.
+    assert (radii <= np.maximum(nearest, 0) * (1 + 1e-9)).all()
+    assert (radii > 0).mean() > 0.9
+    if steps in APART and dtype == "float64":
+        assert flipped.mean() > 0.95
+        assert (radii >= nearest * (1 - 1e-6)).all()
+
+
+def test_a_step_that_computes_in_float32_is_charged_whatever_comes_after():
+    """PCA fitted in float64 gives float64 for float32 rows, behind a scaler that has rounded them."""
+    X, y = load_digits(return_X_y=True)
+    steps = (StandardScaler(with_std=False), PCA(20))
+    clf = LipschitzClassifier(dtype="float64", max_epochs=2, random_state=0)
+    pipeline = make_pipeline(*steps, clf).fit(X, y > 4)
+    wide, narrow = (certificates(pipeline, X.astype(dtype)) for dtype in (np.float64, np.float32))
+    assert pipeline[:-1].transform(X.astype(np.float32)).dtype == np.float64
+    # At least a unit of float32 on rows of length 10 and more, at x and at x'.
+    positive = narrow > 0
+    assert (wide - narrow)[positive].min() > 2 * 10 * 2.0**-24
+
+
+def test_random_steps_inside_the_radius_never_flip_a_trained_network(pipelines, digits):
+    X = digits[0][:40]
+    rng = np.random.default_rng(0)
+    for pipeline in pipelines.values():
+        radii, labels = certificates(pipeline, X), pipeline.predict(X)
+        for _ in range(5):
+            steps = rng.normal(size=X.shape)
+            steps *= (1 - 1e-9) * (radii / np.linalg.norm(steps, axis=1))[:, None]
+            assert (pipeline.predict(X + steps) == labels).all()
+
+
+def test_a_scaler_switched_after_its_fit_gives_no_radius_of_the_old_map():
+    X, y = two_sided_data(2)
+    pipeline = make_pipeline(StandardScaler(), quick(hidden_layer_sizes=())).fit(X, y)
+    pipeline[0].set_params(with_std=False)
+    # Now transform only shifts: the pipeline's radius is that of the classifier.
+    inner = pipeline[1].certificates_(X - X.mean(axis=0))
+    try:
+        radii = certificates(pipeline, X)
+    except (TypeError, ValueError):
+        return
+    # The shift is exact up to rounding; a factor of 4 is what must not slip in.
+    assert (radii <= inner * (1 + 1e-6)).all()
+
+
+def test_rounding_of_the_input_to_the_networks_precision_breaks_no_radius():
+    # Seconds since 1970: float32 holds them to 128 s only.
+    rng = np.random.default_rng(0)
+    X = 1.7e9 + 1e3 * rng.normal(size=(200, 1))
+    y = (X[:, 0] > 1.7e9).astype(int)
+    clf = quick(dtype="float32", hidden_layer_sizes=(), max_epochs=50).fit(X, y)
+    boundary = 1.7e9 + np.linspace(-3000, 3000, 601)[:, None]
+    radii, labels = certificates(clf, boundary), clf.predict(boundary)
+    for side in (-1, 1):
+        for share in (0.25, 0.5, 0.75, 0.99):
+            moved = boundary + side * share * radii[:, None]
+            near = np.abs(moved - boundary)[:, 0] < radii
+            assert (clf.predict(moved)[near] == labels[near]).all()
+
+
+class ScaledArchitecture:
+    """A picklable architecture whose constant is no weight."""
+
+    scale = 1.0
+
+    def __call__(self, input_shape, n_outputs):
+        return nn.Sequential(nn.Linear(*input_shape, n_outputs), layers.Scale(self.scale))
+
+
+def test_a_copy_whose_architecture_has_changed_gives_no_radius_of_the_old_bound(digits, monkeypatch):
+    X, y = digits
+    clf = quick(architecture=ScaledArchitecture()).fit(X, y)
+    # A copy is stored weights in a network that the architecture builds anew.
+    monkeypatch.setattr(ScaledArchitecture, "scale", 10.0)
+    try:
+        copied = copy.deepcopy(clf)
+    except (TypeError, ValueError):
+        return
+    bounds = margin_bounds(copied.to_torch(), 10)
+    exact = [exact_radius(row, bounds) for row in copied.decision_function(X)]
+    assert all(Fraction(r) <= e for r, e in zip(certificates(copied, X).tolist(), exact, strict=True))
+
+
+# -- what certificates refuses -------------------------------------------------------------------
+
+
+class MyScaler(StandardScaler):
+    def transform(self, X, copy=None):
+        return 10 * super().transform(X, copy)
+
+
+class MyPipeline(Pipeline):
+    def predict(self, X, **params):
+        return super().predict(-np.asarray(X), **params)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (KernelPCA(5), "KernelPCA"),
+        (Normalizer(), "Normalizer"),
+        (PolynomialFeatures(1), "PolynomialFeatures"),
+        (FunctionTransformer(lambda X: 10 * X), "FunctionTransformer"),
+        (MyScaler(), "MyScaler"),
+        (MyPipeline([("scale", StandardScaler())]), "MyPipeline"),
+    ],
+)
+def test_a_step_without_a_bound_is_refused_by_name(digits, step, name, nested):
+    X, y = digits
+    step = make_pipeline(StandardScaler(), step) if nested else step
+    pipeline = make_pipeline(step, quick(max_epochs=1)).fit(X, y)
+    with pytest.raises(TypeError, match=rf"^{name} has no Lipschitz bound.*register_transformer_bound"):
+        certificates(pipeline, X)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MyPipeline([("classify", quick(max_epochs=1))]),
+        lambda: VotingClassifier([("a", quick(max_epochs=1))]),
+        lambda: CalibratedClassifierCV(quick(max_epochs=1), cv=2),
+        lambda: LogisticRegression(max_iter=1000),
+        lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        lambda: make_pipeline(StandardScaler(), VotingClassifier([("a", quick(max_epochs=1))])),
+        lambda: GridSearchCV(MyPipeline([("classify", quick(max_epochs=1))]), {}, cv=2),
+    ],
+    ids=[
+        "pipeline_subclass",
+        "voting",
+        "calibrated",
+        "logistic",
+        "in_pipeline",
+        "voting_in_pipeline",
+        "in_search",
+    ],
+)
+def test_an_estimator_without_certificates_is_refused_by_name(digits, make):
+    estimator = make().fit(*digits)
+    last = getattr(estimator, "best_estimator_", estimator)
+    last = last[-1] if type(last) is Pipeline else last
+    with pytest.raises(TypeError, match=rf"^{type(last).__name__} gives no certificates"):
+        certificates(estimator, digits[0])
+
+
+@pytest.mark.parametrize("last", ["passthrough", None])
+def test_a_pipeline_that_ends_in_no_classifier_is_refused(digits, last):
+    pipeline = Pipeline([("scale", StandardScaler()), ("last", last)]).fit(digits[0])
+    with pytest.raises(TypeError, match="gives no certificates"):
+        certificates(pipeline, digits[0])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        quick(),
+        make_pipeline(quick()),
+        make_pipeline(StandardScaler(), quick()),
+        make_pipeline("passthrough", quick()),
+        GridSearchCV(quick(), {"tau": [1.0]}),
+        GridSearchCV(make_pipeline(StandardScaler(), quick()), {}),
+        GridSearchCV(quick(), {"tau": [1.0]}, refit=False),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_unfitted_estimators_are_refused_as_such(digits, estimator):
+    with pytest.raises(NotFittedError):
+        certificates(estimator, digits[0])
+
+
+def test_an_unfitted_scaler_before_a_fitted_classifier_is_refused_as_such(digits, fitted):
+    with pytest.raises(NotFittedError):
+        certificates(Pipeline([("scale", StandardScaler()), ("classify", fitted)]), digits[0])
+
+
+def test_a_search_without_refit_is_told_to_refit(digits):
+    search = GridSearchCV(quick(max_epochs=1), {"tau": [1.0]}, cv=2, refit=False).fit(*digits)
+    with pytest.raises(TypeError, match=r"^GridSearchCV needs refit=True"):
+        certificates(search, digits[0])
+
+
+# -- mixed tables ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed_table():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "city": rng.choice(["Lyon", "Oslo", "Rome"], size=300),
+            "age": rng.uniform(20, 70, size=300),
+            "visits": rng.integers(0, 30, size=300),
+            "income": rng.lognormal(10, 1, size=300),
+            "key": rng.integers(10**9, 2 * 10**9, size=300),
+        }
+    )
+    y = np.where(frame["age"] + frame["visits"] + 20 * (frame["city"] == "Oslo") > 65, "yes", "no")
+    return frame, y
+
+
+def mixed_pipeline(**parameters):
+    prepare = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), ["age", "visits", "income"]),
+            ("names", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["city", "key"]),
+        ]
+    )
+    return make_pipeline(prepare, quick(max_epochs=30, **parameters))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"dtype": "float32"}, {"hidden_layer_sizes": ()}], ids=str)
+def test_a_mixed_table_is_certified_with_columns_held_fixed(mixed_table, parameters):
+    X, y = mixed_table
+    pipeline = mixed_pipeline(**parameters).fit(X, y)
+    radii = certificates(pipeline, X, fixed_columns=["city", "key"])
+    assert (radii > 0).mean() > 0.9
+    # In the columns' units: a year of age may matter, 1000 of income don't.
+    assert 0.01 < np.median(radii) < 50
+    labels = pipeline.predict(X)
+    gradients = np.zeros((len(X), 3))
+    numbers = ["age", "visits", "income"]
+    for position, name in enumerate(numbers):
+        steps = 1e-3 * X[name].std()
+        moved = X.assign(**{name: X[name] + steps})
+        gradients[:, position] = (
+            pipeline.decision_function(moved) - pipeline.decision_function(X)
+        ) / steps
+    directions = np.where(labels == "yes", -1, 1)[:, None] * gradients
+    directions /= np.maximum(np.linalg.norm(directions, axis=1), 1e-300)[:, None]
+    share_flipped = {}
+    for share in (0.5, 1 - 1e-9, 1.5, 100):
+        moved = X.copy().astype(dict.fromkeys(numbers, np.float64))
+        moved[numbers] += directions * (radii * share)[:, None]
+        share_flipped[share] = (pipeline.predict(moved) != labels).mean()
+    assert share_flipped[0.5] == share_flipped[1 - 1e-9] == 0
+    assert share_flipped[100] > 0.5
+    if parameters.get("hidden_layer_sizes") == ():
+        # A linear classifier: the direction is the worst one, and the radius all but the distance.
+        assert share_flipped[1.5] > 0.9
+
+
+def test_columns_are_known_by_name_whatever_their_order(mixed_table):
+    X, y = mixed_table
+    pipeline = mixed_pipeline().fit(X, y)
+    fixed = ["city", "key"]
+    radii = certificates(pipeline, X, fixed_columns=fixed)
+    shuffled = X[["key", "income", "city", "age", "visits"]].assign(more=1e30)
+    np.testing.assert_array_equal(certificates(pipeline, shuffled, fixed_columns=fixed), radii)
+    np.testing.assert_array_equal(certificates(pipeline, X, fixed_columns=[0, 4]), radii)
+    assert (certificates(pipeline, X, fixed_columns=[*fixed, "income"]) >= radii).all()
+
+
+def test_rows_that_lack_values_certify_nothing_unless_held_fixed(mixed_table):
+    X, y = mixed_table
+    pipeline = mixed_pipeline().fit(X, y)
+    lacking = X.copy()
+    lacking.loc[:9, "age"] = np.nan
+    radii = certificates(pipeline, lacking, fixed_columns=["city", "key"])
+    assert (radii[:10] == 0).all()
+    assert (radii[10:] > 0).any()
+    held = certificates(pipeline, lacking, fixed_columns=["city", "key", "age"])
+    assert (held[:10] > 0).any()
+
+
+def test_a_step_without_a_bound_says_that_columns_can_be_held_fixed(mixed_table):
+    X, y = mixed_table
+    pipeline = mixed_pipeline().fit(X, y)
+    for fixed in ((), ["city"]):
+        with pytest.raises(TypeError, match=r"^OneHotEncoder has no Lipschitz bound.*fixed_columns"):
+            certificates(pipeline, X, fixed_columns=fixed)
+
+
+def test_a_column_of_words_that_may_change_is_refused_by_name(mixed_table):
+    X, y = mixed_table
+    imputer = SimpleImputer(strategy="most_frequent").set_output(transform="pandas")
+    pipeline = make_pipeline(imputer, mixed_pipeline()).fit(X, y)
+    with pytest.raises(TypeError, match=r"OneHotEncoder|must hold floating-point numbers"):
+        certificates(pipeline, X, fixed_columns=["key"])
+
+
+def test_searches_over_mixed_tables_take_scorers_with_fixed_columns(mixed_table):
+    X, y = mixed_table
+    fixed = ["city", "key"]
+    scoring = {
+        "accuracy": "accuracy",
+        "certified": certified_accuracy_scorer(eps=0.5, fixed_columns=fixed),
+        "radius": average_certified_radius_scorer(fixed_columns=fixed),
+    }
+    search = GridSearchCV(
+        mixed_pipeline(),
+        {"lipschitzclassifier__tau": [1.0, 10.0]},
+        scoring=scoring,
+        refit=most_robust(),
+        cv=2,
+        error_score="raise",
+    ).fit(X, y)
+    assert (search.cv_results_["mean_test_certified"] > 0).all()
+    np.testing.assert_array_equal(
+        certificates(search, X, fixed_columns=fixed),
+        certificates(search.best_estimator_, X, fixed_columns=fixed),
+    )
+
+
+def test_fixed_columns_of_a_classifier_itself_are_folded_into_its_first_layer(digits):
+    X, y = digits
+    clf = quick(hidden_layer_sizes=()).fit(X, y)
+    radii, held = certificates(clf, X), certificates(clf, X, fixed_columns=range(20, 64))
+    assert (held >= radii).all()
+    assert np.median(held) > 1.1 * np.median(radii)
+    weight = clf.to_torch()[-1].weight.detach().numpy()[:, :20]
+    scores, rows = clf.decision_function(X), np.arange(len(X))
+    top = scores.argmax(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = (scores.max(axis=1)[:, None] - scores) / np.linalg.norm(
+            weight[top][:, None] - weight, axis=2
+        )
+    exact[rows, top] = np.inf
+    np.testing.assert_allclose(held, exact.min(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        (["town"], "must be names of columns seen at fit, or positions, got 'town'.*'city'"),
+        ("city", "must be an iterable of columns, got 'city'"),
+        ([5], "below 5, got 5"),
+        ([-1], "at least 0 and below 5, got -1"),
+        ([True], "got True"),
+        (["city", "age", "visits", "income", "key"], "must leave at least one column"),
+    ],
+)
+def test_fixed_columns_that_are_none_are_refused(mixed_table, fixed, message):
+    X, y = mixed_table
+    pipeline = mixed_pipeline().fit(X, y)
+    with pytest.raises(ValueError, match=f"fixed_columns.*{message}"):
+        certificates(pipeline, X, fixed_columns=fixed)
+
+
+def test_sparse_rows_are_certified_through_a_truncated_svd(digits):
+    X, y = digits
+    pipeline = make_pipeline(MaxAbsScaler(), TruncatedSVD(20), quick()).fit(X, y)
+    np.testing.assert_allclose(
+        certificates(pipeline, sparse.csr_array(X)), certificates(pipeline, X), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_float32_components_on_float64_rows_are_charged_with_float32():
+    """The mean's image is computed from stored float32 numbers alone, in float32."""
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(50, 6)) + 1e3).astype(np.float32)
+    for whiten in (False, True):
+        pca = PCA(3, whiten=whiten).fit(table)
+        assert pca.components_.dtype == np.float32
+        rows = table.astype(np.float64)
+        step = transformer_step(pca, Precision.of(np.float64))
+        exact = (rows - pca.mean_.astype(np.float64)) @ pca.components_.T.astype(np.float64)
+        if whiten:
+            exact /= np.sqrt(pca.explained_variance_.astype(np.float64))
+        errors = np.linalg.norm(pca.transform(rows) - exact, axis=1)
+        assert errors.max() > 1e-9
+        assert (errors <= step.error_slope * np.linalg.norm(rows, axis=1) + step.error_offset).all()
+
+
+# -- calibration by one temperature ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n_classes", [2, 10])
+@pytest.mark.parametrize("outer", [False, True], ids=["around the pipeline", "in the pipeline"])
+def test_one_temperature_keeps_the_radius(digits, n_classes, dtype, outer):
+    X, y = digits[0], digits[1] % n_classes
+    model = quick(dtype=dtype, max_epochs=20)
+    calibrate = {"method": "temperature", "ensemble": False, "cv": 2}
+    if outer:
+        estimator = make_pipeline(StandardScaler(), CalibratedClassifierCV(model, **calibrate))
+    else:
+        estimator = CalibratedClassifierCV(make_pipeline(StandardScaler(), model), **calibrate)
+    estimator.fit(X, y)
+    inner = estimator[-1] if outer else estimator
+    inner = inner.calibrated_classifiers_[0].estimator
+    plain = make_pipeline(estimator[0], inner) if outer else inner
+    radii, uncalibrated = certificates(estimator, X), certificates(plain, X)
+    assert (radii <= uncalibrated).all()
+    # Some units of rounding more.
+    unit = np.finfo(dtype).eps
+    assert (radii >= uncalibrated - 1e4 * unit).all()
+    assert (estimator.predict(X) == plain.predict(X)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("inverse", [1e-30, 1e-14, 1e-7, 1e-5, 1.0, 1e5, 1e30])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_temperature_that_makes_probabilities_tie_costs_its_radius(n_classes, inverse, dtype):
+    """A softmax of differences below the unit roundoff is the same for all classes."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    y = (X[:, 0] > 0).astype(int) + (n_classes == 3) * (X[:, 1] > 0.5)
+    model = quick(hidden_layer_sizes=(), max_epochs=50, dtype=dtype).fit(X, y)
+    estimator = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(X, y)
+    scaling = estimator.calibrated_classifiers_[0].calibrators[0]
+    scaling.beta_ = np.asarray(scaling.beta_).dtype.type(inverse)
+    radii, labels = certificates(estimator, X), estimator.predict(X)
+    for _ in range(50):
+        steps = rng.normal(size=X.shape)
+        steps *= (rng.choice([0.9, 0.99, 1 - 1e-9]) * radii / np.linalg.norm(steps, axis=1))[:, None]
+        assert (estimator.predict(X + steps) == labels).all()
+    ties = 32 * np.finfo(dtype).eps / inverse
+    if ties > 100:
+        assert (radii == 0).all()
+    elif ties < 1e-6:
+        assert (radii > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"method": "sigmoid", "ensemble": False},
+        {"method": "isotonic", "ensemble": False},
+        {"method": "temperature", "ensemble": True},
+    ],
+    ids=str,
+)
+def test_other_calibrations_are_refused(digits, parameters):
+    estimator = CalibratedClassifierCV(quick(max_epochs=1), cv=2, **parameters).fit(*digits)
+    with pytest.raises(
+        TypeError, match=r"^CalibratedClassifierCV gives no certificates.*ensemble=False"
+    ):
+        certificates(estimator, digits[0])
+
+
+def test_a_calibration_of_a_calibration_is_refused(digits):
+    calibrate = {"method": "temperature", "ensemble": False, "cv": 2}
+    estimator = CalibratedClassifierCV(quick(max_epochs=1), **calibrate)
+    estimator = CalibratedClassifierCV(estimator, **calibrate).fit(*digits)
+    with pytest.raises(TypeError, match=r"^CalibratedClassifierCV gives no certificates"):
+        certificates(estimator, digits[0])
+
+
+def test_a_tuned_threshold_is_refused_by_name(digits):
+    X, y = digits
+    estimator = TunedThresholdClassifierCV(quick(max_epochs=1), cv=2).fit(X, y > 4)
+    with pytest.raises(TypeError, match=r"^TunedThresholdClassifierCV gives no certificates"):
+        certificates(estimator, X)
+
+
+def test_a_frozen_classifier_gives_its_own_certificates(fitted, digits):
+    np.testing.assert_array_equal(
+        certificates(FrozenEstimator(fitted), digits[0]), certificates(fitted, digits[0])
+    )
