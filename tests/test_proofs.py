@@ -1,5 +1,6 @@
 """Bounds of logit differences, and what has none."""
 
+import copy
 import math
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklip import layers
-from sklip.proofs import margin_bounds
+from sklip.proofs import margin_bounds, scaled_margin_bounds
 
 # -- margin_bounds -----------------------------------------------------------------------------
 
@@ -288,3 +289,76 @@ def test_weights_that_are_not_finite_are_refused(position, bad):
         network[position].weight[0, 0] = bad
     with pytest.raises(ValueError, match="finite"):
         margin_bounds(network, 3)
+
+
+# -- a scaling folded into the first layer -------------------------------------------------------
+
+
+def folded_norms(network, factors):
+    """Norm of each pair's row of the matrix of a linear network behind diag(factors)."""
+    matrix = np.eye(len(factors))
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            matrix = layer.weight.detach().double().numpy() @ matrix
+    matrix = matrix * factors
+    return np.linalg.norm(matrix[:, None] - matrix, axis=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize("lead", [[], [nn.Identity()], [layers.Center(7), nn.Flatten()]], ids=len)
+def test_a_folded_scaling_gives_the_exact_constants_of_a_linear_classifier(lead, spread, dtype):
+    torch.manual_seed(0)
+    factors = np.exp(spread * np.random.default_rng(0).normal(size=7))
+    factors[2] = 0.0
+    network = nn.Sequential(*copy.deepcopy(lead), nn.Linear(7, 4)).to(dtype)
+    exact = folded_norms(network, factors)
+    bounds = scaled_margin_bounds(network, 4, factors)
+    assert (bounds >= exact).all()
+    np.testing.assert_allclose(bounds, exact, rtol=1e-12, atol=0)
+    binary = nn.Sequential(*copy.deepcopy(lead), nn.Linear(7, 1)).to(dtype)
+    norm = np.linalg.norm(binary[-1].weight.detach().double().numpy() * factors)
+    assert norm <= scaled_margin_bounds(binary, 1, factors)[0, 0] <= norm * (1 + 1e-12)
+
+
+def test_a_folded_scaling_is_between_the_exact_constants_and_the_product():
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    for width in (2, 5, 20):
+        factors = rng.lognormal(size=9)
+        network = nn.Sequential(nn.Linear(9, width), nn.Linear(width, 3)).double()
+        bounds = scaled_margin_bounds(network, 3, factors)
+        assert (bounds >= folded_norms(network, factors) * (1 - 1e-12)).all()
+        assert (bounds <= margin_bounds(network, 3) * factors.max() * (1 + 1e-9)).all()
+        body = np.linalg.norm(network[0].weight.detach().numpy() * factors, 2)
+        head = network[1].weight.detach().numpy()
+        expected = body * np.linalg.norm(head[:, None] - head, axis=2)
+        np.testing.assert_allclose(bounds, expected, rtol=1e-9, atol=0)
+
+
+def test_rows_that_differ_in_a_scaled_column_never_have_constant_zero():
+    head = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1, 1], [1, 1 + 2.0**-52]], dtype=torch.float64))
+    bounds = scaled_margin_bounds(nn.Sequential(head), 2, np.array([1.0, 1e-200]))
+    assert bounds[0, 1] >= 2.0**-52 * 1e-200
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3)),
+        nn.Sequential(nn.ReLU(), nn.Linear(9, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3, 3)),
+    ],
+    ids=["convolution", "activation", "other width"],
+)
+def test_nothing_is_folded_into_another_first_layer(network):
+    assert scaled_margin_bounds(network, 3, np.ones(9)) is None
+
+
+def test_an_altered_layer_before_the_first_is_refused_when_folding():
+    network = nn.Sequential(layers.Center(2), nn.Linear(2, 3))
+    network[0].register_forward_hook(lambda module, inputs, output: 10 * output)
+    with pytest.raises(TypeError, match="Center has forward hooks"):
+        scaled_margin_bounds(network, 3, np.ones(2))
