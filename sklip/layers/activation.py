@@ -13,7 +13,11 @@ __all__ = ["FullSort", "GroupSort", "GroupSort2"]
 
 
 class _SortPairs(torch.autograd.Function):
-    """Sort neighbouring channels. Saves one boolean a pair where a plain composition saves floats."""
+    """Sort neighbouring channels, and their gradients in the same way.
+
+    The mask of swapped pairs is kept in floating point: interpolation with a weight of 0 or 1 is exact,
+    and several times faster than ``torch.where``, which has no vector code on the CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -22,7 +26,8 @@ class _SortPairs(torch.autograd.Function):
         out = torch.empty_like(pairs)
         torch.minimum(first, second, out=out.select(2, 0))
         torch.maximum(first, second, out=out.select(2, 1))
-        ctx.save_for_backward(first > second)
+        swapped = torch.empty_like(first, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(torch.gt(first, second, out=swapped))
         return out.flatten(1, 2)
 
     @staticmethod
@@ -31,8 +36,8 @@ class _SortPairs(torch.autograd.Function):
         grads = grad_outputs[0].unflatten(1, (-1, 2))
         low, high = grads.unbind(2)
         result = torch.empty_like(grads)
-        torch.where(swapped, high, low, out=result.select(2, 0))
-        torch.where(swapped, low, high, out=result.select(2, 1))
+        torch.lerp(low, high, swapped, out=result.select(2, 0))
+        torch.lerp(high, low, swapped, out=result.select(2, 1))
         return result.flatten(1, 2)
 
 
