@@ -124,7 +124,9 @@ def raw_fit(
 ) -> None:
     """Train as the estimator does, with nothing around the loop."""
     network = build().to(device).train()
-    data = TensorData(torch.from_numpy(X).to(device), torch.from_numpy(y).to(device), None)
+    data = TensorData(
+        torch.from_numpy(X).to(device), torch.from_numpy(y).to(device), None, torch.float32
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
     keep_orthogonal(optimizer, network)
     criterion, generator = TauCrossEntropyLoss(3.0), torch.Generator().manual_seed(0)
@@ -132,9 +134,9 @@ def raw_fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=n_steps + 1)
     for _ in range(epochs):
         total = torch.zeros((), device=device)
-        for batch, target in data.batches(BATCH, generator):
+        for batch, labels in data.batches(BATCH, generator):
             optimizer.zero_grad(set_to_none=True)
-            loss = criterion(network(batch), target)
+            loss = criterion(network(batch), labels)
             loss.backward()
             optimizer.step()
             schedule.step()

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "available_device",
     "digest",
     "draw_seed",
+    "fits_on",
     "from_arrays",
     "resolve_device",
     "seeded",
@@ -46,6 +47,14 @@ def available_device(device: str) -> str:
         return resolve_device(device)
     except ValueError:
         return "cpu"
+
+
+def fits_on(device: str, values: Tensor) -> bool:
+    """Whether there is room for `values` on a device, with as much left for everything else."""
+    if torch.device(device).type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return values.nbytes <= free // 2
 
 
 def draw_seed(random_state: Any) -> int:

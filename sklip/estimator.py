@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from sklip.devices import (
     available_device,
     digest,
     draw_seed,
+    fits_on,
     from_arrays,
     resolve_device,
     seeded,
@@ -31,11 +33,14 @@ from sklip.inference import direct_forward
 from sklip.inputs import (
     as_numpy,
     as_rows,
-    cast_rows,
+    check_castable,
     check_input_shape,
     check_sample_weight,
     encode_labels,
     inferred_input_shape,
+    is_mapped,
+    mean_row,
+    row_pieces,
 )
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
@@ -266,7 +271,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed = draw_seed(self.random_state)
         with seeded(seed, self.device_):
             module = self.net_.module_ if go_on else self._build_network(rows, weight)
-            train, validation = self._split(rows, codes, weight, seed)
+            train, validation = self._split(self._tensors(rows, codes, weight), seed)
             net = self._make_net(module, seed)
             epochs = resolve_max_epochs(self.max_epochs, len(train), self.batch_size)
             net.train(train, validation, epochs)
@@ -496,17 +501,14 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.class_weight, classes=self.classes_, y=labels, sample_weight=weight
             )
             weight = per_class[codes] if weight is None else weight * per_class[codes]
-        if weight is not None:
-            # A row of weight zero is no row: it must not take a place in a batch.
-            kept = weight > 0
-            rows, codes, weight = rows[kept], codes[kept], weight[kept]
-        present = np.unique(codes) if first and classes is None else self.classes_
+        counted = codes if weight is None else codes[weight > 0]
+        present = np.unique(counted) if first and classes is None else self.classes_
         if len(present) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs samples of at least 2 classes in the data, but the "
-                f"data contains only one class: {self.classes_[codes[0]]!r}"
+                f"data contains only one class: {self.classes_[counted[0]]!r}"
             )
-        return cast_rows(rows, self.dtype_), codes, weight
+        return check_castable(rows, self.dtype_), codes, weight
 
     def _n_outputs(self) -> int:
         """Return the number of logits: one for two classes."""
@@ -524,7 +526,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         network = plan.build().to(dtype=getattr(torch, self.dtype_))
         for layer in network.modules():
             if isinstance(layer, Center):
-                layer.center.copy_(torch.from_numpy(np.average(rows, axis=0, weights=weight)))
+                layer.center.copy_(torch.from_numpy(mean_row(rows, weight)))
         if callable(self.architecture):
             self._check_network(network, n_outputs)
         self._plan_ = plan
@@ -575,38 +577,39 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         cross_entropy = losses.BinaryTauCrossEntropyLoss if binary else losses.TauCrossEntropyLoss
         return cross_entropy(self.tau)
 
-    def _split(
-        self,
-        rows: NDArray[Any],
-        codes: NDArray[np.intp],
-        weight: NDArray[np.float64] | None,
-        seed: int,
-    ) -> tuple[TensorData, TensorData | None]:
+    def _split(self, data: TensorData, seed: int) -> tuple[TensorData, TensorData | None]:
         if not self.early_stopping:
-            return self._tensors(rows, codes, weight), None
+            return data, None
         train, held_out = train_test_split(
-            np.arange(len(rows)),
+            np.arange(len(data)),
             test_size=self.validation_fraction,
-            stratify=codes,
+            stratify=data.y.cpu().numpy(),
             random_state=seed,
         )
-        parts = [
-            self._tensors(rows[part], codes[part], None if weight is None else weight[part])
-            for part in (train, held_out)
-        ]
-        return parts[0], parts[1]
+        return data.subset(torch.from_numpy(train)), data.subset(torch.from_numpy(held_out))
 
     def _tensors(
         self, rows: NDArray[Any], codes: NDArray[np.intp], weight: NDArray[np.float64] | None
     ) -> TensorData:
-        X = self._as_tensor(rows)
-        y = torch.from_numpy(codes).to(self.device_)
-        return TensorData(X, y, None if weight is None else torch.from_numpy(weight).to(X))
+        X, dtype = self._as_tensor(rows), getattr(torch, self.dtype_)
+        resident = fits_on(self.device_, X)
+        data = TensorData(
+            X.to(self.device_) if resident else X,
+            torch.from_numpy(codes).to(self.device_),
+            None if weight is None else torch.from_numpy(weight).to(self.device_, dtype),
+            dtype,
+            ahead=not resident or is_mapped(rows),
+        )
+        if weight is None or (weight > 0).all():
+            return data
+        # A row of weight zero is no row: it must not take a place in a batch.
+        return data.subset(torch.from_numpy(np.flatnonzero(weight > 0)))
 
     def _as_tensor(self, rows: NDArray[Any]) -> Tensor:
-        # torch has no read-only tensors, and warns of arrays that are; nothing here writes to X.
-        writable = rows if rows.flags.writeable else rows.copy()
-        return torch.from_numpy(writable).to(self.device_).view(-1, *self.input_shape_)
+        with warnings.catch_warnings():
+            # torch has no read-only tensors, and warns of arrays that are; nothing here writes to X.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(rows).view(-1, *self.input_shape_)
 
     def _finish(self, net: LipschitzNet, epochs_before: int, history: list[dict[str, Any]]) -> Self:
         """Export the trained network and prove its bounds; only then is there a model."""
@@ -673,15 +676,18 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- prediction and storage --------------------------------------------------------------
 
     def _rows(self, X: ArrayLike) -> NDArray[Any]:
-        """Validate X for prediction and return its rows in the network's precision."""
+        """Validate X for prediction and return its rows."""
         check_is_fitted(self)
         rows = validate_data(
             self, as_rows(X, self.input_shape_, type(self).__name__), reset=False, order="C"
         )
-        return cast_rows(rows, self.dtype_)
+        return check_castable(rows, self.dtype_)
 
     def _logits(self, rows: NDArray[Any]) -> Tensor:
-        return direct_forward(self.network_, self._as_tensor(rows))
+        # A piece at a time is brought to the device and into the network's precision.
+        dtype, device = getattr(torch, self.dtype_), self.device_
+        pieces = (self._as_tensor(piece).to(device, dtype) for piece in row_pieces(rows))
+        return torch.cat([direct_forward(self.network_, piece) for piece in pieces])
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "lipschitz_bound_")

@@ -7,6 +7,7 @@ Everything ends as rows, (n_samples, n_features), which scikit-learn validates, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,20 @@ __all__ = [
     "as_numpy",
     "as_rows",
     "cast_rows",
+    "check_castable",
     "check_input_shape",
     "check_sample_weight",
     "encode_labels",
     "inferred_input_shape",
+    "is_mapped",
+    "mean_row",
+    "row_pieces",
 ]
 
 _CHANNEL_COUNTS = (1, 2, 3, 4)
+_VALUES_AT_ONCE = 2**22
+# What a torch tensor can hold, and index, on every device.
+_TORCH_TYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
 def check_input_shape(input_shape: Any) -> tuple[int, int, int] | None:
@@ -85,6 +93,23 @@ def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) ->
     return images.reshape(len(images), math.prod(input_shape))
 
 
+def row_pieces(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the rows a few million values at a time: X may be a file larger than memory."""
+    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def is_mapped(rows: NDArray[Any]) -> bool:
+    """Whether an array is a view of a file mapped into memory."""
+    array: Any = rows
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
+
+
 def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return rows in the network's precision; a value that it can't hold is an error."""
     with np.errstate(over="ignore"):
@@ -92,6 +117,29 @@ def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     if cast.dtype != rows.dtype and not np.isfinite(cast).all():
         raise ValueError(f"Input X contains infinity or a value too large for {cast.dtype!r}.")
     return cast
+
+
+def check_castable(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return rows as they are, or cast if torch has no such type; too large a value is an error."""
+    if rows.dtype.name not in _TORCH_TYPES:
+        return cast_rows(rows, dtype)
+    if rows.dtype.kind == "f" and rows.dtype.itemsize > np.dtype(dtype).itemsize:
+        for piece in row_pieces(rows):
+            cast_rows(piece, dtype)
+    return rows
+
+
+def mean_row(rows: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the weighted mean of the rows."""
+    total, start = np.zeros(rows.shape[1]), 0
+    for piece in row_pieces(rows):
+        values = piece.astype(np.float64, copy=False)
+        if weight is None:
+            total += values.sum(axis=0)
+        else:
+            total += weight[start : start + len(piece)] @ values
+        start += len(piece)
+    return total / (len(rows) if weight is None else weight.sum())
 
 
 def encode_labels(

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
+from sklip.inputs import row_pieces
+
 __all__ = ["Approach", "certified_radii", "margin_radii", "row_lengths_upper", "softmax_charge"]
 
 
@@ -124,8 +126,9 @@ def margin_radii(
 
 def row_lengths_upper(rows: NDArray[Any]) -> NDArray[np.float64]:
     """Return upper bounds on the L2 lengths of flat rows, whatever their precision loses."""
-    values = rows.astype(np.float64, copy=False)
-    lengths = np.linalg.norm(values, axis=1)
+    lengths = np.concatenate(
+        [np.linalg.norm(piece.astype(np.float64, copy=False), axis=1) for piece in row_pieces(rows)]
+    )
     # Rounding to float32 moves a length by less than this factor, summation by far less.
     return np.asarray(lengths * (1 + 2.0**-20) + 1e-30)
 

@@ -25,7 +25,7 @@ DOORS = {
     "inference": set(),
     "rounding": {"bounds", "inference", "layers", "norms"},
     "proofs": {"bounds", "inference", "layers", "norms", "rounding"},
-    "radii": set(),
+    "radii": {"inputs"},
     "transformers": {"bounds", "norms", "rounding"},
     "pipelines": {"bounds", "rounding", "transformers"},
     "certification": {"pipelines", "radii", "rounding"},
