@@ -3,6 +3,7 @@ r"""Certificates of whole estimators, in the units of their own input."""
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,16 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.extmath import row_norms
 from sklearn.utils.validation import check_is_fitted
 
-from sklip.pipelines import Reach, SideBySide, described, flat_steps
+from sklip.estimator import LipschitzClassifier
+from sklip.pipelines import Reach, SideBySide, described, flat_steps, is_weighted
 from sklip.radii import Approach, row_lengths_upper
 from sklip.rounding import Precision, Step, longest_step_input
+from sklip.transformers import refuse_replaced
 
 __all__ = ["certificates"]
+
+# What scikit-learn's searches share: it hands X to the best estimator and does nothing else.
+_SEARCH_PREDICT = inspect.getattr_static(GridSearchCV, "predict")
 
 
 def certificates(
@@ -76,6 +84,11 @@ def certificates(
     n_columns = getattr(first, "n_features_in_", None) or math.prod(np.shape(X)[1:])
     fixed = _fixed_mask(fixed_columns, names, n_columns)
     approach = Approach()
+    if fixed.any() and np.ndim(X) > 2:
+        raise ValueError(
+            f"fixed_columns needs X of flat rows, got shape {np.shape(X)}; flatten the images, "
+            "channels first."
+        )
     if steps or fixed.any():
         X, approach = _approach(steps, X, names, fixed)
     approach = replace(approach, inverse_temperature=inverse_temperature)
@@ -86,8 +99,9 @@ def certificates(
 def _unwrapped(estimator: Any) -> tuple[list[Any], Any, float | None]:
     """Return the steps before the classifier, the classifier, and the inverse temperature."""
     name = type(estimator).__name__
-    if hasattr(type(estimator), "_radii"):
+    if isinstance(estimator, LipschitzClassifier):
         return [], estimator, None
+    refuse_replaced(estimator)
     if type(estimator) is FrozenEstimator:
         return _unwrapped(estimator.estimator)
     if type(estimator) is Pipeline:
@@ -95,11 +109,11 @@ def _unwrapped(estimator: Any) -> tuple[list[Any], Any, float | None]:
         steps, classifier, inverse_temperature = _unwrapped(estimator.steps[-1][1])
         before = [step for _, part in estimator.steps[:-1] for step in flat_steps(part)]
         return before + steps, classifier, inverse_temperature
-    if hasattr(estimator, "best_estimator_"):
-        return _unwrapped(estimator.best_estimator_)
-    if hasattr(estimator, "refit") and hasattr(estimator, "error_score"):
+    if inspect.getattr_static(estimator, "predict", None) is _SEARCH_PREDICT:
         check_is_fitted(estimator)
-        raise TypeError(f"{name} needs refit=True to give certificates.")
+        if not hasattr(estimator, "best_estimator_"):
+            raise TypeError(f"{name} needs refit=True to give certificates.")
+        return _unwrapped(estimator.best_estimator_)
     if type(estimator) is CalibratedClassifierCV:
         check_is_fitted(estimator)
         return _uncalibrated(estimator)
@@ -119,10 +133,11 @@ def _uncalibrated(estimator: CalibratedClassifierCV) -> tuple[list[Any], Any, fl
         )
     steps, classifier, inner = _unwrapped(calibrated[0].estimator)
     inverse_temperature = float(calibrated[0].calibrators[0].beta_)
-    if inner is not None or not 0 < inverse_temperature < math.inf:
+    # fit finds values between exp(-10) and exp(10); far beyond, products overflow.
+    if inner is not None or not 0 < inverse_temperature <= 1e12:
         raise TypeError(
-            "CalibratedClassifierCV gives no certificates unless its one temperature is positive and "
-            f"finite, got the inverse {inverse_temperature} over a classifier with {inner}."
+            "CalibratedClassifierCV gives no certificates unless its one inverse temperature lies "
+            f"between 0 and 1e12, got {inverse_temperature} over a classifier with {inner}."
         )
     if not np.array_equal(estimator.classes_, classifier.classes_):
         raise TypeError(
@@ -136,7 +151,7 @@ def _fixed_mask(
     fixed_columns: Iterable[str | int], names: NDArray[Any] | None, n_columns: int
 ) -> NDArray[np.bool_]:
     fixed = np.zeros(n_columns, dtype=bool)
-    if isinstance(fixed_columns, str):
+    if isinstance(fixed_columns, str | bytes) or not isinstance(fixed_columns, Iterable):
         raise ValueError(f"fixed_columns must be an iterable of columns, got {fixed_columns!r}.")
     known = {} if names is None else {name: position for position, name in enumerate(names)}
     for column in fixed_columns:
@@ -162,6 +177,7 @@ def _approach(
     """Return what the steps make of X, and what is known of the way there."""
     # The bounds come first: a step that has none is refused before any work is done.
     known, _ = _walked(steps, fixed, Precision.of(np.float64))
+    _check_columns(steps, X, names)
     # A scaler with copy=False would overwrite the caller's X.
     values, lengths, coarse = copy.deepcopy(X), [], _has_float32(X)
     room: NDArray[np.float64] | float = math.inf
@@ -171,6 +187,11 @@ def _approach(
         missing = np.isnan(rows)
         room = np.where(missing.any(axis=1), 0.0, room)
         lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
+        if is_weighted(transformer) and not _all_floating(values):
+            raise TypeError(
+                f"{type(transformer).__name__} with transformer_weights may overflow on integers; "
+                "convert X to floating point."
+            )
         values = transformer.transform(values)
         coarse = coarse or _has_float32(values)
     precision = Precision.of(np.float32 if coarse else np.float64)
@@ -208,6 +229,11 @@ def _walked(
 def _numbers(values: Any, names: NDArray[Any] | None, step: Step, reach: Reach) -> NDArray[np.float64]:
     """Return the columns that a step reads; 0 for what is held fixed and no number."""
     if hasattr(values, "tocsr"):
+        if not getattr(values, "has_canonical_format", True):
+            raise ValueError(
+                "sparse X must hold each entry once to be certified; pass a CSR matrix after "
+                "X.sum_duplicates()."
+            )
         # Of sparse rows the length is all that matters.
         return np.asarray(row_norms(values.astype(np.float64)))[:, None]
     reads = step.reads if isinstance(step, SideBySide) else None
@@ -216,7 +242,7 @@ def _numbers(values: Any, names: NDArray[Any] | None, step: Step, reach: Reach) 
         reads = np.arange(len(names)) if reads is None else reads
         columns = [values[names[index]] for index in reads]
     else:
-        rows = np.asarray(values).reshape(len(values), -1)
+        rows = np.asarray(values)
         reads = np.arange(rows.shape[1]) if reads is None else reads
         columns = list(rows.T[reads])
     moves = np.ones(len(reads), dtype=bool) if reach.factors is None else reach.factors[reads] > 0
@@ -236,10 +262,45 @@ def _numbers(values: Any, names: NDArray[Any] | None, step: Step, reach: Reach) 
     return numbers
 
 
+def _check_columns(steps: list[Any], X: Any, names: NDArray[Any] | None) -> None:
+    """Only a ColumnTransformer goes by names: elsewhere another order is another row."""
+    if names is None or not hasattr(X, "columns"):
+        return
+    columns = list(X.columns)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"columns of X must have different names, got {columns}.")
+    if steps and type(steps[0]) is ColumnTransformer:
+        missing = [name for name in names if name not in columns]
+        if missing:
+            raise ValueError(f"columns are missing: {missing}; X must have those seen at fit.")
+    elif columns != list(names):
+        raise ValueError(
+            f"columns of X must be those seen at fit in the same order, {list(names)}, got {columns}."
+        )
+
+
+def _dtypes(values: Any) -> set[str]:
+    """Names of the types that occur, and those of NumPy's floats inside objects."""
+    if hasattr(values, "columns"):
+        objects = [values[name] for name in values.columns if values[name].dtype == object]
+        found = {str(dtype).lower() for dtype in values.dtypes}
+    else:
+        array = values if hasattr(values, "tocsr") else np.asarray(values)
+        objects, found = [array] if array.dtype == object else [], {str(array.dtype)}
+    if isinstance(values, list | tuple):
+        # Converted to the widest; scikit-learn may convert them apart.
+        objects.append(np.asarray(values, dtype=object))
+    inside = (value for column in objects for value in np.asarray(column, dtype=object).flat)
+    return found | {value.dtype.name for value in inside if isinstance(value, np.floating)}
+
+
 def _has_float32(values: Any) -> bool:
-    """Whether any column is of single precision; half precision is refused."""
-    dtypes = values.dtypes if hasattr(values, "columns") else [getattr(values, "dtype", None)]
-    found = " ".join(str(dtype).lower() for dtype in dtypes)
+    """Whether any value is of single precision; half precision is refused."""
+    found = " ".join(_dtypes(values))
     if "float16" in found:
         raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
     return "float32" in found
+
+
+def _all_floating(values: Any) -> bool:
+    return all("float" in name for name in _dtypes(values))

@@ -636,6 +636,16 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.rounding_offsets_, self.rounding_slopes_, self.longest_row_ = charges
         self.lipschitz_bound_ = proof.lipschitz_bound
 
+    def _refuse_other_predictions(self) -> None:
+        """Refuse a subclass or an instance that predicts in another way than was proven."""
+        for name in ("predict", "decision_function", "_logits", "_rows"):
+            own = getattr(LipschitzClassifier, name)
+            if getattr(type(self), name) is not own or name in vars(self):
+                raise TypeError(
+                    f"{type(self).__name__} has another {name} than LipschitzClassifier, so it gives "
+                    "no certificates; override certificates_ as well."
+                )
+
     def _refuse_changed_network(self) -> None:
         for module in self.network_.modules():
             refuse_altered(module)
@@ -649,6 +659,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Radii in the units of rows that came to the network's by `approach`."""
         rows = self._rows(X)
         self._refuse_changed_network()
+        self._refuse_other_predictions()
         logits, lengths = self._logits(rows).cpu().numpy(), row_lengths_upper(rows)
         bounds, moved, growth = self.margin_bounds_ * approach.bound, approach.moved, approach.growth
         if approach.factors is not None:
@@ -669,9 +680,11 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             bounds = bounds + slope * self.lipschitz_bound_ * spread * everywhere
         radii = certified_radii(logits, bounds, charges)
         # Longer rows might overflow inside the network.
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             room = (self.longest_row_ - lengths - moved) / spread
-        return np.minimum(radii, np.maximum(np.minimum(room, approach.room), 0.0))
+            radii = np.minimum(radii, np.minimum(room, approach.room))
+        # What can't be compared has overflown, and certifies nothing.
+        return np.where(radii > 0, radii, 0.0)
 
     # -- prediction and storage --------------------------------------------------------------
 

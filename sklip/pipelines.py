@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
@@ -31,14 +32,11 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
 
 from sklip.bounds import checked_bound
+from sklip.norms import matrix_norm_upper
 from sklip.rounding import Precision, Step, propagate
-from sklip.transformers import (
-    ColumnStep,
-    refuse_replaced_transform,
-    transformer_step,
-)
+from sklip.transformers import ColumnStep, LinearStep, refuse_replaced, transformer_step
 
-__all__ = ["Reach", "SideBySide", "described", "flat_steps", "transformer_bound"]
+__all__ = ["Reach", "SideBySide", "described", "flat_steps", "is_weighted", "transformer_bound"]
 
 _UP = 1 + 2.0**-51
 
@@ -81,6 +79,14 @@ class Reach:
 
     def through(self, step: Step) -> Reach:
         """Return what is known after one more step."""
+        factors = self.separate_factors
+        if isinstance(step, LinearStep) and self.sources is not None and factors is not None:
+            # The factors are folded into the matrix: the norm of the product is the constant.
+            matrix = step.matrix * torch.from_numpy(factors)
+            norm = matrix_norm_upper(matrix) + 2.0**-48 * float(matrix.norm())
+            gains = np.zeros_like(self.gains)
+            gains[self.sources[factors > 0]] = norm
+            return Reach(gains, None, None)
         if self.sources is None or self.factors is None or not isinstance(step, ColumnStep):
             return Reach(self.gains * step.constant * _UP, None, None)
         return self._of_values(self.sources[step.sources], self.factors[step.sources], step.factors)
@@ -185,9 +191,10 @@ def flat_steps(transformer: Any) -> Iterator[Any]:
     step : transformer that is no Pipeline
     """
     if type(transformer) is FrozenEstimator:
+        refuse_replaced(transformer)
         yield from flat_steps(transformer.estimator)
     elif type(transformer) is Pipeline:
-        refuse_replaced_transform(transformer)
+        refuse_replaced(transformer)
         for _, step in transformer.steps:
             yield from flat_steps(step)
     elif transformer is not None and not _passes(transformer):
@@ -224,9 +231,9 @@ def described(transformer: Any, reach: Reach, precision: Precision) -> tuple[Ste
         step = transformer_step(transformer, precision)
         return step, reach.through(step)
     check_is_fitted(transformer)
-    refuse_replaced_transform(transformer)
+    refuse_replaced(transformer)
     # After a mixing step, the parts see columns of their own again: those of the mixture.
-    start = Reach.of_columns(transformer.n_features_in_) if reach.sources is None else reach
+    start = Reach.of_columns(_n_inputs(transformer)) if reach.sources is None else reach
     n_values = 0 if start.sources is None else len(start.sources)
     weights = transformer.transformer_weights or {}
     branches = _branches(transformer, n_values)
@@ -261,8 +268,30 @@ def _branches(
 
 def _identity_or(branch: Any) -> Any:
     """Undo what fit makes of "passthrough"."""
-    passes = type(branch) is FunctionTransformer and branch.func is None
-    return "passthrough" if passes else branch
+    if type(branch) is not FunctionTransformer or branch.func is not None:
+        return branch
+    refuse_replaced(branch)
+    return "passthrough"
+
+
+def _n_inputs(transformer: Any) -> int:
+    """Number of inputs; a FeatureUnion knows it from its parts, of which some may be dropped."""
+    if type(transformer) is ColumnTransformer:
+        return int(transformer.n_features_in_)
+    parts = [part for _, part in transformer.transformer_list]
+    return next(int(part.n_features_in_) for part in parts if hasattr(part, "n_features_in_"))
+
+
+def is_weighted(transformer: Any) -> bool:
+    """Whether any part of a step is multiplied by an entry of transformer_weights."""
+    if type(transformer) is ColumnTransformer:
+        parts = [part for _, part, _ in transformer.transformers_]
+    elif type(transformer) is FeatureUnion:
+        parts = [part for _, part in transformer.transformer_list]
+    else:
+        return False
+    weighted = transformer.transformer_weights
+    return bool(weighted) or any(is_weighted(step) for part in parts for step in flat_steps(part))
 
 
 def _part(
@@ -280,6 +309,11 @@ def _part(
         return _Part(reads, Step(0.0, np.inf, 0.0, 0.0), held, given=True)
     steps = []
     for transformer in flat_steps(branch):
+        if not getattr(transformer, "copy", True):
+            raise TypeError(
+                f"{type(transformer).__name__} with copy=False overwrites what the parts beside it "
+                "read; set copy=True."
+            )
         step, reach = described(transformer, reach, precision)
         steps.append(step)
     if weight is not None:
@@ -304,7 +338,9 @@ def _weighting(weight: float, reach: Reach, precision: Precision) -> Step:
     if reach.sources is None:
         return Step(size, 0.0, slope, lost)
     values = np.arange(len(reach.sources))
-    return ColumnStep(size, 0.0, slope, lost, values, np.full(len(values), size))
+    # A weight of 0 leaves the sign: its values are not fixed.
+    factors = np.full(len(values), max(size, 5e-324))
+    return ColumnStep(size, 0.0, slope, lost, values, factors)
 
 
 def _side_by_side(parts: list[_Part], n_values: int) -> SideBySide:

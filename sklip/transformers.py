@@ -31,6 +31,7 @@ from sklearn.feature_selection import (
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from sklip.bounds import checked_bound
 from sklip.norms import matrix_norm_upper
@@ -38,7 +39,8 @@ from sklip.rounding import Precision, Step
 
 __all__ = [
     "ColumnStep",
-    "refuse_replaced_transform",
+    "LinearStep",
+    "refuse_replaced",
     "register_transformer_bound",
     "transformer_step",
 ]
@@ -90,6 +92,16 @@ def register_transformer_bound(*transformer_types: type) -> Callable[[Rule], Rul
 
 
 @dataclass(frozen=True)
+class LinearStep(Step):
+    r"""A step whose differences are those of a matrix, :math:`T(x) - T(x') = M (x - x')`.
+
+    Each entry of `matrix` may be off by 2 ** -50 of itself.
+    """
+
+    matrix: Tensor
+
+
+@dataclass(frozen=True)
 class ColumnStep(Step):
     r"""A step that acts value by value.
 
@@ -128,18 +140,20 @@ def transformer_step(transformer: Any, precision: Precision) -> Step:
             "or add a proven rule with sklip.transformers.register_transformer_bound."
         )
     check_is_fitted(transformer)
-    refuse_replaced_transform(transformer)
+    refuse_replaced(transformer)
     step = rule(transformer, precision)
-    checked_bound(step.constant, transformer)
+    for value in (step.constant, step.at_zero, step.error_slope, step.error_offset):
+        checked_bound(value, transformer)
     return step
 
 
-def refuse_replaced_transform(transformer: Any) -> None:
-    """Refuse a transformer whose instance computes something else than its class says."""
-    if "transform" in vars(transformer):
-        raise TypeError(
-            f"{type(transformer).__name__} has a replaced transform method; restore that of its class."
-        )
+def refuse_replaced(estimator: Any) -> None:
+    """Refuse an estimator whose instance computes something else than its class says."""
+    for name, value in getattr(estimator, "__dict__", {}).items():
+        if callable(value) and hasattr(type(estimator), name):
+            raise TypeError(
+                f"{type(estimator).__name__} has a replaced {name} method; restore that of its class."
+            )
 
 
 # What transform does depends on the parameters as they are now, so the rules read them, not only what
@@ -148,7 +162,10 @@ def refuse_replaced_transform(transformer: Any) -> None:
 
 @register_transformer_bound(StandardScaler)
 def _standard_scaler(scaler: StandardScaler, precision: Precision) -> Step:
-    scale = scaler.scale_ if scaler.with_std else None
+    scale = scaler.scale_
+    if scale is not None and not scaler.with_std:
+        # Switched off after fit: dense rows are divided no more, sparse ones still are.
+        scale = np.minimum(scale, 1.0)
     return _divided(scale, scaler.mean_ if scaler.with_mean else 0.0, scaler, precision)
 
 
@@ -160,7 +177,8 @@ def _robust_scaler(scaler: RobustScaler, precision: Precision) -> Step:
 
 @register_transformer_bound(MaxAbsScaler)
 def _max_abs_scaler(scaler: MaxAbsScaler, precision: Precision) -> Step:
-    return _divided(scaler.scale_, 0.0, scaler, precision)
+    # Sparse rows are multiplied by inverses that have the precision of the scale.
+    return _divided(scaler.scale_, 0.0, scaler, _coarser(precision, scaler.scale_))
 
 
 def _divided(scale: Any, shift: Any, scaler: Any, precision: Precision) -> Step:
@@ -203,13 +221,19 @@ def _pca(pca: PCA, precision: Precision) -> Step:
         smallest = np.finfo(np.float64).eps
         matrix = matrix / np.maximum(np.sqrt(pca.explained_variance_), smallest)[:, None]
     # What is computed from stored numbers alone, the mean's image and the roots, has their precision.
-    stored = Precision.of(np.result_type(pca.components_, pca.mean_, pca.explained_variance_))
-    return _linear(matrix, pca.mean_, max(precision, stored, key=lambda known: known.unit))
+    stored = _coarser(precision, pca.components_, pca.mean_, pca.explained_variance_)
+    return _linear(matrix, pca.mean_, stored)
 
 
 @register_transformer_bound(TruncatedSVD)
 def _truncated_svd(svd: TruncatedSVD, precision: Precision) -> Step:
-    return _linear(svd.components_, np.zeros(1), precision)
+    # Rows of integers are multiplied in the precision of the components.
+    return _linear(svd.components_, np.zeros(1), _coarser(precision, svd.components_))
+
+
+def _coarser(precision: Precision, *stored: NDArray[Any]) -> Precision:
+    """The coarsest of a precision and those of stored arrays."""
+    return max(precision, *(Precision.of(array.dtype) for array in stored), key=lambda p: p.unit)
 
 
 def _linear(matrix: NDArray[Any], shift: NDArray[Any], precision: Precision) -> Step:
@@ -222,7 +246,8 @@ def _linear(matrix: NDArray[Any], shift: NDArray[Any], precision: Precision) -> 
     length = float(np.linalg.norm(shift)) * (1 + 2.0**-30)
     gamma = precision.gamma(columns + 8)
     flushed = precision.smallest * 4 * (columns + 2) * math.sqrt(rows) * (1 + absolute)
-    return Step(constant, constant * length, gamma * absolute, gamma * absolute * length + flushed)
+    error_offset = gamma * absolute * length + flushed
+    return LinearStep(constant, constant * length, gamma * absolute, error_offset, weights)
 
 
 @register_transformer_bound(
@@ -266,7 +291,9 @@ def _simple_imputer(imputer: SimpleImputer, precision: Precision) -> Step:
     # Whatever may stand in a column that is held fixed.
     found = imputer.statistics_[kept]
     numbers = [float(value) for value in found if isinstance(value, int | float | np.number)]
-    return replace(step, at_zero=float(np.linalg.norm(numbers)) * (1 + 2.0**-30))
+    at_zero = math.hypot(np.linalg.norm(numbers), math.sqrt(len(told))) * (1 + 2.0**-30)
+    lost = step.error_offset + precision.unit * at_zero
+    return replace(step, at_zero=at_zero, error_offset=lost)
 
 
 def _is_nan(value: Any) -> bool:

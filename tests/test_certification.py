@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from scipy import sparse
 from sklearn.base import clone
@@ -707,7 +708,7 @@ def test_one_temperature_keeps_the_radius(digits, n_classes, dtype, outer):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("inverse", [1e-30, 1e-14, 1e-7, 1e-5, 1.0, 1e5, 1e30])
+@pytest.mark.parametrize("inverse", [1e-30, 1e-14, 1e-7, 1e-5, 1.0, 1e5, 1e12])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_a_temperature_that_makes_probabilities_tie_costs_its_radius(n_classes, inverse, dtype):
     """A softmax of differences below the unit roundoff is the same for all classes."""
@@ -766,3 +767,172 @@ def test_a_frozen_classifier_gives_its_own_certificates(fitted, digits):
     np.testing.assert_array_equal(
         certificates(FrozenEstimator(fitted), digits[0]), certificates(fitted, digits[0])
     )
+
+
+def test_an_inverse_temperature_that_overflows_is_refused(digits):
+    X, y = digits
+    calibrate = {"method": "temperature", "ensemble": False, "cv": 2}
+    estimator = CalibratedClassifierCV(quick(max_epochs=1), **calibrate).fit(X, y)
+    estimator.calibrated_classifiers_[0].calibrators[0].beta_ = np.float32(1e31)
+    with pytest.raises(TypeError, match="inverse temperature lies between 0 and 1e12"):
+        certificates(estimator, X)
+
+
+# -- what computes otherwise than its class says ---------------------------------------------------
+
+
+class OtherPredictions(LipschitzClassifier):
+    def predict(self, X):
+        return super().predict(-np.asarray(X))
+
+
+class OtherScores(LipschitzClassifier):
+    def decision_function(self, X):
+        return -super().decision_function(X)
+
+
+class OtherSearch(GridSearchCV):
+    def predict(self, X):
+        return super().predict(-np.asarray(X))
+
+
+class Wrapper:
+    """Delegates whatever it is asked to a search, but predicts otherwise."""
+
+    def __init__(self, search):
+        self.search = search
+
+    def __getattr__(self, name):
+        return getattr(self.search, name)
+
+    def predict(self, X):
+        return self.search.predict(-np.asarray(X))
+
+
+@pytest.mark.parametrize("kind", [OtherPredictions, OtherScores])
+def test_subclasses_that_predict_otherwise_give_no_certificates(digits, kind):
+    clf = kind(hidden_layer_sizes=(), max_epochs=1, random_state=0).fit(*digits)
+    for attempt in (clf.certificates_, lambda X: certificates(make_pipeline(clf), X)):
+        with pytest.raises(TypeError, match=f"{kind.__name__} has another"):
+            attempt(digits[0])
+
+
+def test_searches_that_predict_otherwise_give_no_certificates(digits):
+    other = OtherSearch(quick(max_epochs=1), {}, cv=2).fit(*digits)
+    wrapped = Wrapper(GridSearchCV(quick(max_epochs=1), {}, cv=2).fit(*digits))
+    for estimator in (other, wrapped):
+        with pytest.raises(TypeError, match="gives no certificates"):
+            certificates(estimator, digits[0])
+
+
+@pytest.mark.parametrize("name", ["predict", "decision_function"])
+def test_replaced_methods_give_no_certificates(digits, name):
+    clf = quick(max_epochs=1).fit(*digits)
+    pipeline = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(*digits)
+    for estimator, message in ((clf, "has another"), (pipeline, "has a replaced")):
+        setattr(estimator, name, lambda X: X)
+        with pytest.raises(TypeError, match=f"{message} {name}"):
+            certificates(estimator, digits[0])
+
+
+# -- columns, types and containers ------------------------------------------------------------------
+
+
+def test_rows_of_integers_may_not_be_weighted():
+    """scikit-learn multiplies bytes by an integer weight in bytes: 2 * 128 is 0."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (100, 4)).astype(np.uint8)
+    union = FeatureUnion([("a", "passthrough")], transformer_weights={"a": 2})
+    pipeline = make_pipeline(union, quick(hidden_layer_sizes=())).fit(X, X[:, 0] > 127)
+    with pytest.raises(TypeError, match="may overflow on integers"):
+        certificates(pipeline, X)
+    assert certificates(pipeline, X.astype(float)).shape == (100,)
+
+
+def test_a_scaler_switched_after_fit_still_divides_sparse_rows(digits):
+    X, y = sparse.csr_array(digits[0]), digits[1]
+    pipeline = make_pipeline(StandardScaler(with_mean=False), TruncatedSVD(5), quick()).fit(X, y)
+    before = certificates(pipeline, X)
+    pipeline[0].set_params(with_std=False)
+    assert (certificates(pipeline, X) <= before * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_components_of_float32_are_charged_on_rows_of_any_type(digits, dtype):
+    X = digits[0]
+    svd = TruncatedSVD(5).fit(X.astype(np.float32))
+    step = transformer_step(svd, Precision.of(np.float64))
+    exact = X @ svd.components_.T.astype(np.float64)
+    errors = np.linalg.norm(svd.transform(X.astype(dtype)) - exact, axis=1)
+    assert (errors <= step.error_slope * np.linalg.norm(X, axis=1) + step.error_offset).all()
+
+
+@pytest.mark.parametrize("narrow", [list, tuple])
+def test_float32_in_any_container_is_charged(narrow):
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(60, 3)) + 2.0**12).astype(np.float32)
+    pipeline = make_pipeline(StandardScaler(with_std=False), PCA(2), quick(dtype="float64"))
+    pipeline.fit(X.astype(np.float64), X[:, 0] > 2.0**12)
+    rows = [list(row) for row in X]
+    np.testing.assert_array_equal(
+        certificates(pipeline, narrow(rows)) == 0, certificates(pipeline, X) == 0
+    )
+    assert (certificates(pipeline, narrow(rows)) <= certificates(pipeline, X.astype(float))).all()
+
+
+def test_half_precision_is_refused_in_any_container(digits):
+    pipeline = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(*digits)
+    half = digits[0].astype(np.float16)
+    for X in (half, [list(row) for row in half], pd.DataFrame(half)):
+        with pytest.raises(TypeError, match="float16"):
+            certificates(pipeline, X)
+
+
+def test_another_order_of_columns_is_refused_where_names_do_not_count():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "c"])
+    union = FeatureUnion([("p", "passthrough")])
+    pipeline = make_pipeline(union, quick(hidden_layer_sizes=())).fit(X, X["a"] > 0)
+    with pytest.raises(ValueError, match="in the same order"):
+        certificates(pipeline, X[["b", "c", "a"]], fixed_columns=["b"])
+
+
+def test_columns_that_are_missing_or_twice_there_are_named(mixed_table):
+    X, y = mixed_table
+    pipeline = mixed_pipeline().fit(X, y)
+    with pytest.raises(ValueError, match=r"columns are missing: \['age'\]"):
+        certificates(pipeline, X.drop(columns="age"), fixed_columns=["city", "key"])
+    twice = pd.concat([X, X[["age"]]], axis=1)
+    with pytest.raises(ValueError, match="different names"):
+        certificates(pipeline, twice, fixed_columns=["city", "key"])
+
+
+def test_fixed_columns_of_images_are_refused(digits):
+    images = digits[0].reshape(-1, 8, 8)
+    clf = quick(architecture="mlp", max_epochs=1).fit(images, digits[1])
+    with pytest.raises(ValueError, match="needs X of flat rows"):
+        certificates(clf, images, fixed_columns=[0])
+
+
+@pytest.mark.parametrize("fixed", [None, 3, b"ab"])
+def test_fixed_columns_must_be_an_iterable_of_columns(fitted, digits, fixed):
+    with pytest.raises(ValueError, match="must be an iterable of columns"):
+        certificates(fitted, digits[0], fixed_columns=fixed)
+
+
+def test_sparse_rows_with_entries_twice_are_refused(digits):
+    pipeline = make_pipeline(TruncatedSVD(5), quick(max_epochs=1)).fit(*digits)
+    twice = sparse.csr_array((np.ones(2), [0, 0], [0, 2]), shape=(1, 64))
+    with pytest.raises(ValueError, match="each entry once"):
+        certificates(pipeline, twice)
+
+
+def test_rows_that_are_not_finite_certify_nothing(digits):
+    """As scikit-learn lets them through where it is told to assume that they are finite."""
+    X, y = digits[0].astype(np.float64).copy(), digits[1]
+    pipeline = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(X, y)
+    X[0, 0], X[1, 0] = np.nan, np.inf
+    with sklearn.config_context(assume_finite=True):
+        for radii in (pipeline[-1].certificates_(X), certificates(pipeline, X)):
+            assert radii[:2].tolist() == [0, 0]
+            assert not np.isnan(radii).any()

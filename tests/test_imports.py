@@ -27,8 +27,8 @@ DOORS = {
     "proofs": {"bounds", "inference", "layers", "norms", "rounding"},
     "radii": {"inputs"},
     "transformers": {"bounds", "norms", "rounding"},
-    "pipelines": {"bounds", "rounding", "transformers"},
-    "certification": {"pipelines", "radii", "rounding"},
+    "pipelines": {"bounds", "norms", "rounding", "transformers"},
+    "certification": {"estimator", "pipelines", "radii", "rounding", "transformers"},
     "training": {"layers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers", "losses"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_transformer
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.frozen import FrozenEstimator
@@ -107,6 +107,26 @@ def test_fixed_columns_leave_the_norm_of_the_others(name, fixed):
         np.testing.assert_allclose(reach.gains, gains, rtol=1e-9, atol=1e-12)
     if reach.factors is not None:
         assert (reach.factors[np.isin(reach.sources, fixed)] == 0).all()
+
+
+@pytest.mark.parametrize("fixed", [[], [0], [1, 2]])
+@pytest.mark.parametrize("rotation", [PCA(3), PCA(6), PCA(3, whiten=True), TruncatedSVD(2)], ids=str)
+def test_scalers_are_folded_into_the_matrix_that_follows(rotation, fixed):
+    held = np.isin(np.arange(6), fixed)
+    reach, rows, matrix, largest = Reach.of_columns(6, held), TABLE, np.eye(6), 0.0
+    for step in (clone(MIN_MAX).fit(TABLE), clone(rotation)):
+        rows = step.fit_transform(rows)
+        known, reach = described(step, reach, FLOAT64)
+        if hasattr(step, "components_"):
+            whitening = np.sqrt(step.explained_variance_) if getattr(step, "whiten", False) else 1.0
+            matrix = (step.components_.T / whitening).T @ matrix
+            product = np.linalg.norm(matrix[:, ~held], 2)
+            assert product * (1 - 1e-14) <= reach.bound <= product * (1 + 1e-9)
+            assert (reach.gains[held] == 0).all()
+            if len(matrix) < 6:
+                assert reach.bound < 0.99 * known.constant * largest
+        else:
+            largest, matrix = step.scale_.max(), matrix * step.scale_[:, None]
 
 
 def test_root_of_the_sum_of_squares_for_a_union_and_the_largest_for_disjoint_columns():
@@ -247,3 +267,45 @@ def test_factors_that_underflow_do_not_read_as_fixed():
     tiny = FeatureUnion([("a", "passthrough")], transformer_weights={"a": 1e-300})
     twice = make_pipeline(tiny, clone(tiny))
     assert transformer_bound(twice.fit(TABLE)) > 0
+
+
+def test_a_part_that_overwrites_what_its_neighbour_reads_is_refused():
+    for transformer in (
+        make_union(StandardScaler(copy=False), MinMaxScaler()),
+        columns((make_pipeline(MinMaxScaler(copy=False)), slice(0, 3)), (STANDARD, slice(0, 3))),
+    ):
+        with pytest.raises(TypeError, match="with copy=False overwrites"):
+            transformer_bound(transformer.fit(TABLE.copy()))
+
+
+def test_a_weight_of_zero_holds_nothing_fixed():
+    """Its values are zeros of either sign."""
+    union = FeatureUnion([("a", "passthrough")], transformer_weights={"a": 0.0}).fit(TABLE)
+    _, reach = described(union, Reach.of_columns(6), FLOAT64)
+    assert (reach.factors > 0).all()
+    assert reach.bound < 1e-300
+
+
+@pytest.mark.parametrize("method", ["transform", "_transform"])
+def test_replaced_methods_of_parts_are_refused(method):
+    for transformer in (columns(("passthrough", [0])), columns((STANDARD, [0])), make_union(PCA(2))):
+        transformer = clone(transformer).fit(TABLE)
+        parts = getattr(transformer, "transformers_", None) or transformer.transformer_list
+        if hasattr(parts[0][1], method):
+            setattr(parts[0][1], method, lambda X: 1e6 * X)
+            with pytest.raises(TypeError, match=f"has a replaced {method}"):
+                transformer_bound(transformer)
+
+
+def test_a_union_that_drops_its_first_part_works_after_a_rotation():
+    union = FeatureUnion([("a", "drop"), ("b", MinMaxScaler())])
+    pipeline = make_pipeline(PCA(3), union).fit(TABLE)
+    assert transformer_bound(pipeline) >= np.linalg.norm(matrix_of(pipeline), 2)
+
+
+def test_the_indicator_of_missing_values_counts_in_the_length_at_zero():
+    table = TABLE.copy()
+    table[0, :2] = np.nan
+    imputer = SimpleImputer(strategy="constant", fill_value=0.0, add_indicator=True).fit(table)
+    step, _ = described(imputer, Reach.of_columns(6), FLOAT64)
+    assert np.linalg.norm(imputer.transform(np.where(np.isnan(table), np.nan, 0.0)[:1])) <= step.at_zero
