@@ -17,6 +17,7 @@ from sklip import layers
 from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
+    "both_axes",
     "checked_bound",
     "lipschitz_bound",
     "plain_groups",
@@ -65,8 +66,9 @@ def lipschitz_bound(module: nn.Module) -> float:
 
     The bound comes from the weights alone, in float64, with its own rounding charged: matrices by
     their largest singular value, convolutions by the supremum of their symbol, a chain by the
-    product. It speaks of each sample of a batch, flattened to a vector, and of exact arithmetic: the
-    rounding of the forward pass itself is not part of it.
+    product, a residual by 1 plus the bound of its branch. It speaks of each sample of a batch,
+    flattened to a vector, and of exact arithmetic: the rounding of the forward pass itself is not part
+    of it.
 
     Parameters
     ----------
@@ -217,6 +219,68 @@ def _leaky_relu(module: nn.LeakyReLU) -> float:
     return max(abs(float(module.negative_slope)), 1.0)
 
 
+@register_lipschitz_bound(nn.Sigmoid)
+def _sigmoid(module: nn.Sigmoid) -> float:
+    return 0.25
+
+
+@register_lipschitz_bound(nn.Softplus)
+def _softplus(module: nn.Softplus) -> float:
+    # Of the real function: its slope is a sigmoid, whatever the sign of beta. Where torch switches to
+    # the identity it jumps; that is an error of the computation, and charged by its rounding rule.
+    if not 0 < abs(module.beta) < math.inf:
+        raise TypeError(f"Softplus has no Lipschitz bound for beta={module.beta}; use another beta.")
+    return 1.0
+
+
+@register_lipschitz_bound(nn.MaxPool2d)
+def _max_pool2d(module: nn.MaxPool2d) -> float:
+    if module.return_indices:
+        raise TypeError("MaxPool2d with return_indices=True has no Lipschitz bound; set it to False.")
+    # The largest of a window moves by at most the largest change in it. Padding never is the largest,
+    # and ceil_mode adds windows of what is left over: no pixel lies in two windows.
+    _refuse_overlap(module, both_axes(module.dilation))
+    return 1.0
+
+
+@register_lipschitz_bound(nn.AvgPool2d)
+def _avg_pool2d(module: nn.AvgPool2d) -> float:
+    divided_by_other_numbers = {
+        "ceil_mode=True": module.ceil_mode,
+        "divisor_override": module.divisor_override is not None,
+        "count_include_pad=False": not module.count_include_pad and any(both_axes(module.padding)),
+    }
+    for setting, used in divided_by_other_numbers.items():
+        if used:
+            raise TypeError(
+                f"AvgPool2d with {setting} has no Lipschitz bound, as it does not always divide by "
+                "the size of a window; use the default."
+            )
+    _refuse_overlap(module, (1, 1))
+    return (1 + 2.0**-51) / math.sqrt(math.prod(both_axes(module.kernel_size)))
+
+
+def both_axes(setting: Any) -> tuple[int, int]:
+    """Return what torch's pools read for height and width: one number stands for both."""
+    numbers = tuple(setting) if isinstance(setting, tuple | list) else (setting,)
+    height, width = numbers if len(numbers) == 2 else numbers * 2
+    return int(height), int(width)
+
+
+def _refuse_overlap(module: nn.MaxPool2d | nn.AvgPool2d, dilation: tuple[int, int]) -> None:
+    """Refuse windows that share pixels, which count twice."""
+    kernel_size = both_axes(module.kernel_size)
+    # Read as the forward pass does: without a stride, it is the size of the window.
+    given: Any = module.stride
+    stride = kernel_size if given in (None, (), []) else both_axes(given)
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
+    if stride[0] < spans[0] or stride[1] < spans[1]:
+        raise TypeError(
+            f"{type(module).__name__} has no Lipschitz bound where windows overlap; use a stride of at "
+            f"least dilation * (kernel_size - 1) + 1 = {spans}, got {stride}."
+        )
+
+
 @register_lipschitz_bound(nn.Dropout, nn.Dropout2d)
 def _dropout(module: nn.Dropout) -> float:
     if module.training:
@@ -249,3 +313,9 @@ def _constrained(module: nn.Module) -> float:
 def _constrained_sequential(module: layers.Sequential) -> float:
     # Child by child: an export of the whole would drop hooks and replaced methods unseen.
     return rounded_up_product([abs(module.factor) * (1 + 2.0**-51), *map(lipschitz_bound, module)])
+
+
+@register_lipschitz_bound(layers.Residual)
+def _residual(module: layers.Residual) -> float:
+    branch = rounded_up_product(lipschitz_bound(child) for child in module)
+    return math.nextafter(1 + branch, math.inf)

@@ -83,10 +83,28 @@ def digest(module: nn.Module) -> str:
     """Return a digest of all that decides what `module` computes: layers, settings, mode, weights."""
     state = hashlib.blake2b(digest_size=16)
     state.update(f"{module!r}{[part.training for part in module.modules()]}".encode())
+    # A repr does not show everything: AvgPool2d leaves out what it divides by.
+    state.update(repr([_settings(part) for part in module.modules()]).encode())
     for name, array in to_arrays(module).items():
         state.update(f"{name}{array.dtype}{array.shape}".encode())
         state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
+
+
+def _settings(part: nn.Module) -> list[tuple[str, Any]]:
+    """Return the attributes that were set by the constructor, or since, and are plain values."""
+    inherited = vars(nn.Module())
+    return sorted(
+        (name, value)
+        for name, value in vars(part).items()
+        if name not in inherited and _is_plain(value)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def from_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> nn.Module:

@@ -17,10 +17,13 @@ evaluated in float64 and the result is rounded.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sklip.layers import Residual
 
 __all__ = ["BLOCK", "direct_forward", "flat_chain"]
 
@@ -61,14 +64,9 @@ def direct_forward(network: nn.Module, X: Tensor) -> Tensor:
     """
     if X.dtype == torch.float32 and not _float32_products_are_float32():
         return direct_forward(copy.deepcopy(network).double(), X.double()).to(X.dtype)
-    layers = flat_chain(network)
-    outputs = []
     with torch.autocast(X.device.type, enabled=False):
-        for values in X.split(_ROWS):
-            for layer in layers:
-                values = _evaluate(layer, values)
-            outputs.append(values)
-    return torch.cat(outputs)
+        # Copies: a first layer that works in place must not reach the caller's X.
+        return torch.cat([_evaluate(network, values.clone()) for values in X.split(_ROWS)])
 
 
 def _float32_products_are_float32() -> bool:
@@ -85,7 +83,17 @@ def _float32_products_are_float32() -> bool:
     )
 
 
+def _through(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = _evaluate(layer, x)
+    return x
+
+
 def _evaluate(layer: nn.Module, x: Tensor) -> Tensor:
+    if type(layer) is nn.Sequential:
+        return _through(layer, x)
+    if type(layer) is Residual:
+        return layer.join(x, _through(layer, x.clone()))
     if type(layer) is nn.Linear:
         return _linear(layer, x)
     if type(layer) is nn.Conv2d:
@@ -108,9 +116,10 @@ def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = functional.pad(x, padding, mode=mode)
-    sides = zip(x.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    # The weight's own size: the attribute may have been set since.
+    kernel_size, dilation, stride = layer.weight.shape[2:], layer.dilation, layer.stride
+    sides = zip(x.shape[2:], kernel_size, dilation, stride, strict=True)
     height, width = ((side - d * (k - 1) - 1) // s + 1 for side, k, d, s in sides)
-    kernel_size, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
     outputs = []
     for group, weight in zip(x.chunk(layer.groups, 1), layer.weight.chunk(layer.groups), strict=True):
         columns = functional.unfold(group, kernel_size, dilation, 0, stride)

@@ -37,8 +37,8 @@ import torch
 from torch import nn
 
 from sklip import layers
-from sklip.bounds import plain_groups
-from sklip.inference import BLOCK
+from sklip.bounds import both_axes, lipschitz_bound, plain_groups
+from sklip.inference import BLOCK, flat_chain
 from sklip.norms import absolute_convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
@@ -240,7 +240,15 @@ def layer_steps(
     TypeError
         For a layer without a rule; :func:`register_rounding_bound` adds one.
     """
-    precision = Precision.of(dtype)
+    return _layer_steps(chain, constants, Precision.of(dtype), input_shape)
+
+
+def _layer_steps(
+    chain: list[nn.Module],
+    constants: list[float],
+    precision: Precision,
+    input_shape: tuple[int, ...],
+) -> list[Step]:
     zeros = torch.zeros(1, *input_shape, dtype=torch.float64)
     steps = []
     for layer, constant in zip(chain, constants, strict=True):
@@ -253,8 +261,8 @@ def layer_steps(
         slope, offset = rule(layer, precision, zeros.shape[1:])
         with torch.no_grad():
             image = _in_float64(layer)(zeros)
-        # The value at zero: a bias, spread over the map. Its own rounding is far below the factor.
-        steps.append(Step(constant, float(image.norm()) * (1 + 2.0**-30), slope, offset))
+        # The value at zero: a bias, spread over the map.
+        steps.append(Step(constant, _length_upper(image), slope, offset))
         zeros = torch.zeros_like(image)
     return steps
 
@@ -263,12 +271,32 @@ def _in_float64(layer: nn.Module) -> nn.Module:
     return copy.deepcopy(layer).cpu().double()
 
 
+def _length_upper(values: torch.Tensor) -> float:
+    """Upper bound on the length of all values; its own rounding is far below the factor."""
+    exact = values.detach().double()
+    largest = float(exact.abs().max())
+    if not 0 < largest < math.inf:
+        return largest
+    # Divided, so that no square vanishes or overflows.
+    return largest * float((exact / largest).norm()) * (1 + 2.0**-30)
+
+
+def _flushed(precision: Precision, shape: Iterable[int]) -> float:
+    """Length of what is lost if all values of a sample of this shape are flushed to zero."""
+    return precision.smallest * math.sqrt(math.prod(shape))
+
+
 @register_rounding_bound(nn.Linear)
 def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple[float, float]:
-    gamma = precision.gamma_of_sum(module.in_features)
-    bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())
-    flushed = precision.smallest * 2 * (module.in_features + 1) * math.sqrt(module.out_features)
-    return gamma * matrix_norm_upper(module.weight.abs()), gamma * bias * (1 + 2.0**-30) + flushed
+    # Sizes are those of the weight: attributes may have been set since.
+    rows, columns = module.weight.shape
+    gamma = precision.gamma_of_sum(columns)
+    bias = 0.0 if module.bias is None else _length_upper(module.bias)
+    # Results and terms may be flushed to zero, and so may the weights before they are multiplied.
+    flushed = precision.smallest * 2 * (columns + 1) * math.sqrt(rows)
+    lost_weights = precision.smallest * math.sqrt(rows * columns)
+    slope = gamma * matrix_norm_upper(module.weight.abs()) + lost_weights
+    return slope, gamma * bias + flushed
 
 
 @register_rounding_bound(nn.Conv2d)
@@ -279,9 +307,11 @@ def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple
     norm = max(absolute_convolution_norm_upper(*group) for group in plain_groups(module))
     with torch.no_grad():
         pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
-    bias = 0.0 if module.bias is None else float(module.bias.detach().double().norm())
-    flushed = precision.smallest * 2 * (n_terms + 1) * math.sqrt(module.out_channels * pixels)
-    return gamma * norm, gamma * bias * math.sqrt(pixels) * (1 + 2.0**-30) + flushed
+    bias = 0.0 if module.bias is None else _length_upper(module.bias)
+    flushed = precision.smallest * 2 * (n_terms + 1) * math.sqrt(len(module.weight) * pixels)
+    # A convolution by weights that are flushed to zero: its norm is at most the sum over taps.
+    lost_weights = precision.smallest * module.weight.numel()
+    return gamma * norm + lost_weights, gamma * bias * math.sqrt(pixels) + flushed
 
 
 @register_rounding_bound(
@@ -300,25 +330,80 @@ def _exact(module: nn.Module, precision: Precision, shape: torch.Size) -> tuple[
     return 0.0, 0.0
 
 
+@register_rounding_bound(nn.MaxPool2d)
+def _max_pool(module: nn.MaxPool2d, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    with torch.no_grad():
+        image = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))
+    if not torch.isfinite(image).all():
+        raise ValueError(
+            f"MaxPool2d has windows of nothing but padding for samples of shape {tuple(shape)}, and "
+            "gives -inf there; lower padding or dilation."
+        )
+    return 0.0, 0.0
+
+
 @register_rounding_bound(layers.Center)
 def _center(module: layers.Center, precision: Precision, shape: torch.Size) -> tuple[float, float]:
-    center = float(module.center.double().norm()) * (1 + 2.0**-30)
-    flushed = precision.smallest * math.sqrt(math.prod(shape))
-    return precision.unit, precision.unit * center + flushed
+    center = _length_upper(module.center)
+    return precision.unit, precision.unit * center + _flushed(precision, shape)
+
+
+def _cast_loss(module: nn.Module, factor: float, precision: Precision) -> float:
+    """What a factor may lose, beyond one rounding, when it is brought to the network's precision."""
+    if not abs(factor) <= precision.largest:
+        raise ValueError(f"{type(module).__name__} has a factor that overflows, {factor}; lower it.")
+    return precision.smallest if abs(factor) < precision.smallest else 0.0
 
 
 @register_rounding_bound(nn.LeakyReLU, layers.Scale)
 def _product(module: nn.Module, precision: Precision, shape: torch.Size) -> tuple[float, float]:
     # The constant itself is rounded to the network's precision, then multiplied: two roundings.
-    factor: Any = module.k if isinstance(module, layers.Scale) else module.negative_slope
-    flushed = precision.smallest * math.sqrt(math.prod(shape))
-    return precision.gamma(2) * abs(float(factor)), flushed
+    value: Any = module.k if isinstance(module, layers.Scale) else module.negative_slope
+    factor = float(value)
+    slope = precision.gamma(2) * abs(factor) + _cast_loss(module, factor, precision)
+    return slope, _flushed(precision, shape)
+
+
+# torch documents no bound on the errors of its elementary functions; its vector library promises one
+# unit in the last place. Eight are taken here, twice as many unit roundoffs.
+_ELEMENTARY = 16
 
 
 @register_rounding_bound(nn.Tanh)
 def _tanh(module: nn.Tanh, precision: Precision, shape: torch.Size) -> tuple[float, float]:
-    # torch documents no bound; its vector library promises one unit in the last place. Eight here.
-    return precision.gamma(16), precision.smallest * math.sqrt(math.prod(shape))
+    return precision.gamma(_ELEMENTARY), _flushed(precision, shape)
+
+
+@register_rounding_bound(nn.Sigmoid)
+def _sigmoid(module: nn.Sigmoid, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    # The error is relative to values of at most 1/2 + |x| / 4.
+    gamma = precision.gamma(_ELEMENTARY)
+    at_zero = math.sqrt(math.prod(shape)) / 2
+    return gamma / 4, gamma * at_zero * (1 + 2.0**-40) + _flushed(precision, shape)
+
+
+@register_rounding_bound(nn.Softplus)
+def _softplus(module: nn.Softplus, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    beta, threshold = abs(float(module.beta)), float(module.threshold)
+    if not precision.smallest <= beta <= precision.largest:
+        raise ValueError(f"Softplus needs a beta of normal size for its precision, got {module.beta}.")
+    # Below the threshold the exponential is taken, which must not overflow.
+    limit = math.floor(math.log(precision.largest)) - 1
+    if not -limit <= threshold <= limit:
+        raise ValueError(
+            f"Softplus needs a threshold from -{limit} to {limit} in its precision, as exp overflows "
+            f"beyond, got {threshold}."
+        )
+    # Where beta x > threshold torch returns x, for the real log(1 + exp(beta x)) / beta: that is off by
+    # log(1 + exp(-beta x)) / |beta|, most at the threshold, which beta x may miss by its rounding.
+    lowest = threshold - 8 * (precision.unit * abs(threshold) + precision.smallest)
+    jump = (max(-lowest, 0.0) + math.log1p(math.exp(-abs(lowest)))) / beta
+    # Elsewhere, relative to values of at most |x| + log(2) / |beta|: two functions, the second of which
+    # passes on the relative error of the first; beta, the product by it and the quotient. Flushed
+    # subnormals are divided by beta.
+    gamma = precision.gamma(2 * _ELEMENTARY + 8)
+    each = jump + gamma * math.log(2) / beta + 4 * precision.smallest * (1 / beta + 1)
+    return gamma, each * math.sqrt(math.prod(shape)) * (1 + 2.0**-40)
 
 
 @register_rounding_bound(layers.ScaledL2NormPool2d)
@@ -329,13 +414,45 @@ def _l2_norm_pool(
     window = math.prod(module.kernel_size)
     # Squares below the smallest number vanish: a window may lose the root of as many.
     flushed = math.sqrt(precision.smallest * 4 * window) * math.sqrt(math.prod(shape))
-    return precision.gamma(window + 6) * abs(module.k), abs(module.k) * flushed
+    slope = precision.gamma(window + 6) * abs(module.k) + _cast_loss(module, module.k, precision)
+    return slope, abs(module.k) * flushed + _flushed(precision, shape)
 
 
 @register_rounding_bound(layers.ScaledAvgPool2d)
-def _avg_pool(
+def _scaled_avg_pool(
     module: layers.ScaledAvgPool2d, precision: Precision, shape: torch.Size
 ) -> tuple[float, float]:
     window = math.prod(module.kernel_size)
-    flushed = precision.smallest * 4 * window * math.sqrt(math.prod(shape))
-    return precision.gamma(window + 4) * abs(module.k), abs(module.k) * flushed
+    factor = abs(module.k) * math.sqrt(window)
+    flushed = (factor * 4 * window + 1) * _flushed(precision, shape)
+    slope = precision.gamma(window + 4) * abs(module.k) + _cast_loss(module, factor, precision)
+    return slope, flushed
+
+
+@register_rounding_bound(nn.AvgPool2d)
+def _avg_pool(module: nn.AvgPool2d, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    # Without overlap the means of absolute values have the norm of the means.
+    window = math.prod(both_axes(module.kernel_size))
+    return precision.gamma(window + 2) * lipschitz_bound(module), 4 * _flushed(precision, shape)
+
+
+@register_rounding_bound(layers.Residual)
+def _residual(module: layers.Residual, precision: Precision, shape: torch.Size) -> tuple[float, float]:
+    chain = [layer for child in module for layer in flat_chain(child)]
+    steps = _layer_steps(chain, [lipschitz_bound(layer) for layer in chain], precision, shape)
+    # The branch starts with the computed values, of which it may flush some to zero.
+    lost = _flushed(precision, shape)
+    ends = [propagate(steps[:end], 0.0, lost) for end in range(len(steps) + 1)]
+    lengths = [Affine(v.offset + e.offset, v.slope + e.slope) for v, e in ends]
+    # The sum rounds; where it is done in float64, the result is cast.
+    error, twice = ends[-1][1], 2 * precision.unit
+    slopes = [error.slope + twice * (1 + lengths[-1].slope)]
+    offsets = [error.offset + twice * lengths[-1].offset + 4 * lost]
+    # longest_input takes c t + d over the unit for a bound on all that grows inside: here, the values
+    # between the layers of the branch, and what their own rules speak for.
+    slopes += [precision.unit * length.slope for length in lengths]
+    offsets += [precision.unit * length.offset for length in lengths]
+    for length, step in zip(lengths, steps, strict=False):
+        slopes.append(step.error_slope * length.slope)
+        offsets.append(step.error_slope * length.offset + step.error_offset)
+    return max(slopes) * (1 + 2.0**-40), max(offsets) * (1 + 2.0**-40)

@@ -1,12 +1,17 @@
-"""Devices by name, generators left alone, networks as arrays."""
+"""Devices by name, generators left alone, networks as arrays and digests."""
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sklip import layers
 from sklip.devices import (
     available_device,
+    digest,
     draw_seed,
     from_arrays,
     resolve_device,
@@ -192,3 +197,71 @@ def test_arrays_of_another_network_are_refused(change):
         arrays["weight"] = np.zeros((2, 4), dtype=np.float32)
     with pytest.raises(RuntimeError, match=r"Missing key|Unexpected key|size mismatch"):
         from_arrays(nn.Linear(3, 2), arrays)
+
+
+# -- digests -----------------------------------------------------------------------------------
+
+
+def pooled():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3),
+        nn.MaxPool2d(2),
+        layers.Residual(nn.AvgPool2d(1), layers.GroupSort(2), nn.Softplus()),
+        nn.LeakyReLU(0.1),
+    )
+
+
+def test_the_digest_is_that_of_any_equal_network():
+    network = pooled()
+    twins = [pooled(), copy.deepcopy(network), pickle.loads(pickle.dumps(network))]
+    twins.append(from_arrays(pooled().double(), to_arrays(network)))
+    assert {digest(twin) for twin in twins} == {digest(network)}
+
+
+def doubled(part):
+    part.weight.data.mul_(2)
+
+
+CHANGES = {
+    "weight": (0, doubled),
+    "precision": (0, nn.Module.double),
+    "mode": (3, nn.Module.eval),
+    "stride": (0, {"stride": (2, 2)}),
+    "size of a kernel": (0, {"kernel_size": (1, 9)}),
+    "padding that circles": (0, {"_reversed_padding_repeated_twice": [1, 1, 1, 1]}),
+    "indices": (1, {"return_indices": True}),
+    "slope": (3, {"negative_slope": 0.1 + 1e-16}),
+    "divisor": ((2, 0), {"divisor_override": 7}),
+    "ceil_mode": ((2, 0), {"ceil_mode": True}),
+    "count_include_pad": ((2, 0), {"count_include_pad": False}),
+    "size of a group": ((2, 1), {"group_size": 1}),
+    "beta": ((2, 2), {"beta": -1.0}),
+    "threshold": ((2, 2), {"threshold": 1}),
+}
+
+
+@pytest.mark.parametrize(("place", "change"), CHANGES.values(), ids=CHANGES.keys())
+def test_the_digest_sees_every_change(place, change):
+    network = pooled()
+    before = digest(network)
+    part = network
+    for index in place if isinstance(place, tuple) else (place,):
+        part = part[index]
+    if callable(change):
+        change(part)
+    else:
+        for name, value in change.items():
+            assert hasattr(part, name)
+            setattr(part, name, value)
+    assert digest(network) != before
+
+
+def test_the_digest_sees_the_order_and_the_kinds_of_layers():
+    networks = [
+        nn.Sequential(nn.ReLU(), nn.Tanh()),
+        nn.Sequential(nn.Tanh(), nn.ReLU()),
+        nn.Sequential(nn.Sequential(nn.ReLU()), nn.Tanh()),
+        nn.Sequential(layers.Residual(nn.ReLU()), nn.Tanh()),
+    ]
+    assert len({digest(network) for network in networks}) == len(networks)

@@ -17,7 +17,16 @@ from sklearn.utils import compute_sample_weight
 from skorch.callbacks import Callback, EpochScoring
 
 from sklip import LipschitzClassifier, lipschitz_bound
-from sklip.layers import GroupSort2, SpectralLinear
+from sklip.layers import (
+    Flatten,
+    GroupSort2,
+    OrthogonalConv2d,
+    OrthogonalLayer,
+    Residual,
+    ScaledL2NormPool2d,
+    Sequential,
+    SpectralLinear,
+)
 from sklip.networks import lipschitz_mlp, tutorial_cnn
 
 
@@ -371,6 +380,103 @@ def test_the_tutorials_network_is_an_architecture():
     assert clf.certificates_(X).shape == (len(X),)
 
 
+class ResidualNetwork:
+    """A picklable architecture: convolutions and dense layers with ways around them."""
+
+    def __call__(self, input_shape, n_outputs):
+        return Sequential(
+            OrthogonalConv2d(input_shape[0], 8, 3),
+            Residual(OrthogonalConv2d(8, 8, 3), GroupSort2(), OrthogonalConv2d(8, 8, 3)),
+            ScaledL2NormPool2d(2),
+            Flatten(),
+            Residual(Sequential(SpectralLinear(128, 64), GroupSort2(), SpectralLinear(64, 128))),
+            SpectralLinear(128, n_outputs),
+        )
+
+
+class TorchNetwork:
+    """A picklable architecture of layers of torch."""
+
+    def __call__(self, input_shape, n_outputs):
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(input_shape[0], 8, 3, padding=1),
+            torch.nn.MaxPool2d(2),
+            Residual(torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Softplus()),
+            torch.nn.AvgPool2d(2),
+            torch.nn.Flatten(),
+            Residual(torch.nn.Linear(32, 32), torch.nn.Sigmoid()),
+            torch.nn.Linear(32, n_outputs),
+        )
+
+
+@pytest.mark.parametrize("store", [copy.deepcopy, lambda clf: pickle.loads(pickle.dumps(clf))])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("architecture", "least_score"),
+    # Eight epochs are few for the layers of torch: Sigmoid lets little through.
+    [(ResidualNetwork(), 0.8), (TorchNetwork(), 0.15)],
+    ids=["sklip", "torch"],
+)
+def test_residual_networks_are_trained_certified_exported_and_stored(
+    digits, architecture, least_score, dtype, store
+):
+    X, y = digits
+    clf = quick(architecture=architecture, input_shape=(1, 8, 8), dtype=dtype, batch_size=50).fit(X, y)
+    assert clf.score(X, y) > least_score
+    radii = clf.certificates_(X)
+    assert (radii > 0).mean() > 0.8
+    plain = clf.to_torch()
+    assert not any(isinstance(part, OrthogonalLayer) for part in plain.modules())
+    assert sum(type(part) is Residual for part in plain.modules()) == 2
+    assert clf.lipschitz_bound_ == lipschitz_bound(plain)
+    if isinstance(architecture, ResidualNetwork):
+        # The sum over the layers of what polishing leaves in float32.
+        assert clf.lipschitz_bound_ == pytest.approx(1, abs=1e-5)
+    stored = store(clf)
+    np.testing.assert_array_equal(stored.certificates_(X), radii)
+    np.testing.assert_array_equal(stored.decision_function(X), clf.decision_function(X))
+    assert repr(stored.to_torch()) == repr(plain)
+    # Along the gradient of the margin, nearly as far as the radius allows.
+    points = torch.tensor(X, dtype=torch.float64).view(-1, 1, 8, 8).requires_grad_()
+    top = plain.double()(points).topk(2, dim=1).values
+    (top[:, 0] - top[:, 1]).sum().backward()
+    direction = points.grad.flatten(1).numpy()
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    moved = X - direction * radii[:, None] * (1 - 1e-9)
+    np.testing.assert_array_equal(clf.predict(moved), clf.predict(X))
+
+
+def hooked(network):
+    network[5][0].register_forward_hook(lambda module, inputs, output: 10 * output)
+
+
+def divided_by_less(network):
+    network[3].divisor_override = 1
+
+
+def steeper(network):
+    network[2][1].beta = -1.0
+
+
+@pytest.mark.parametrize("change", [hooked, divided_by_less, steeper])
+def test_changes_inside_a_residual_network_are_refused(digits, change):
+    X, y = digits
+    clf = quick(architecture=TorchNetwork(), input_shape=(1, 8, 8), max_epochs=1).fit(X, y)
+    change(clf.network_)
+    with pytest.raises((RuntimeError, TypeError), match=r"changed after fit|Linear has forward hooks"):
+        clf.certificates_(X)
+
+
+def hooked_inside(input_shape, n_outputs):
+    inside = torch.nn.Linear(64, 64)
+    inside.register_forward_hook(lambda module, inputs, output: 10 * output)
+    return torch.nn.Sequential(Residual(inside), torch.nn.Linear(64, n_outputs))
+
+
+def of_another_shape(input_shape, n_outputs):
+    return torch.nn.Sequential(Residual(torch.nn.Linear(64, 1)), torch.nn.Linear(64, n_outputs))
+
+
 def unbounded(input_shape, n_outputs):
     return torch.nn.Sequential(torch.nn.Linear(input_shape[0], n_outputs), torch.nn.GELU())
 
@@ -387,6 +493,8 @@ def no_module(input_shape, n_outputs):
     ("architecture", "error", "message"),
     [
         (unbounded, TypeError, "GELU has no Lipschitz bound"),
+        (hooked_inside, TypeError, "Linear has forward hooks"),
+        (of_another_shape, ValueError, "Residual needs layers that keep the shape"),
         (wrong_outputs, ValueError, "architecture must return a network with 10 outputs"),
         (no_module, TypeError, "architecture must return a torch.nn.Module, got str"),
     ],

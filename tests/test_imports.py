@@ -22,7 +22,7 @@ DOORS = {
     "networks": {"layers"},
     "bounds": {"layers", "norms"},
     "metrics": {"inputs"},
-    "inference": set(),
+    "inference": {"layers"},
     "rounding": {"bounds", "inference", "layers", "norms"},
     "proofs": {"bounds", "inference", "layers", "norms", "rounding"},
     "radii": {"inputs"},

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sklip.inference import direct_forward, flat_chain
-from sklip.layers import to_torch
+from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
 
 CONVOLUTIONS = [
@@ -45,6 +45,62 @@ def test_networks_are_evaluated_in_batches_without_a_trace(build):
     assert not output.requires_grad
     torch.testing.assert_close(output, network(x).detach(), rtol=0, atol=1e-12)
     assert all(type(layer) is not nn.Sequential for layer in flat_chain(network))
+
+
+def residual_network():
+    return nn.Sequential(
+        Residual(
+            nn.Conv2d(3, 40, 3, padding=1),
+            nn.Sequential(nn.ReLU(inplace=True), Residual(nn.Conv2d(40, 40, 3, padding="same"))),
+            nn.Conv2d(40, 3, 1),
+        ),
+        nn.Flatten(),
+        Residual(Residual(nn.Linear(147, 147), nn.Tanh()), nn.Identity()),
+        nn.Linear(147, 4),
+    )
+
+
+def test_branches_of_residuals_are_direct_sums(monkeypatch):
+    network = residual_network().double()
+    x = torch.randn(130, 3, 7, 7, dtype=torch.float64)
+    expected = network(x).detach()
+
+    def indirect(*_):
+        raise AssertionError("not a direct sum")
+
+    monkeypatch.setattr(nn.Linear, "forward", indirect)
+    monkeypatch.setattr(nn.Conv2d, "forward", indirect)
+    # Sums of at most 360 terms, a few of them after one another.
+    torch.testing.assert_close(direct_forward(network, x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        direct_forward(network[0], x), direct_forward(nn.Sequential(network[0]), x), rtol=0, atol=0
+    )
+    with pytest.raises(AssertionError, match="not a direct sum"):
+        network(x)
+
+
+def test_a_residual_that_changes_the_shape_is_refused():
+    with pytest.raises(ValueError, match=r"Residual needs .* \(5, 1\) for .* \(5, 4\)"):
+        direct_forward(nn.Sequential(Residual(nn.Linear(4, 1))), torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, Residual])
+@pytest.mark.parametrize("n_rows", [3, 300])
+def test_layers_that_work_in_place_change_neither_the_input_nor_the_way_around_them(wrap, n_rows):
+    x = torch.linspace(-1, 1, 2 * n_rows).view(n_rows, 2)
+    before = x.clone()
+    output = direct_forward(wrap(nn.Identity(), nn.LeakyReLU(-3.0, inplace=True)), x)
+    leaky = torch.where(before > 0, before, -3 * before)
+    assert torch.equal(output, leaky if wrap is nn.Sequential else before + leaky)
+    assert torch.equal(x, before)
+
+
+def test_the_size_of_a_kernel_is_that_of_its_weight():
+    layer = nn.Conv2d(1, 1, (4, 1)).double()
+    x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
+    expected = layer(x).detach()
+    layer.kernel_size = (2, 2)  # as many taps, in another order
+    torch.testing.assert_close(direct_forward(layer, x), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("switch", ["medium", "high"])

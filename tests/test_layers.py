@@ -20,6 +20,7 @@ from sklip.layers import (
     GroupSort2,
     OrthogonalConv2d,
     OrthogonalLayer,
+    Residual,
     Scale,
     ScaledAvgPool2d,
     ScaledL2NormPool2d,
@@ -296,6 +297,89 @@ def test_a_chain_keeps_its_constant_when_the_k_of_a_convolution_changes():
     network[0].k = 0.1
     matrix = dense_matrix(network, (1, 6, 6))
     assert np.linalg.norm(matrix, 2) <= 1 + rounding(matrix)
+
+
+# -- residuals ---------------------------------------------------------------------------------
+
+
+def with_matrix(matrix):
+    """A SpectralLinear in float64 with this orthogonal matrix."""
+    return layer_with(np.asarray(matrix, dtype=np.float64))
+
+
+def test_a_residual_adds_its_branch_to_its_input():
+    rng = np.random.default_rng(12)
+    matrix, x = np.linalg.qr(rng.normal(size=(4, 4)))[0], rng.normal(size=(5, 4))
+    residual = Residual(with_matrix(matrix), Scale(3.0))
+    expected = x + 3 * x @ matrix.T
+    # Sums of 5 terms below 3 * 4 in size.
+    np.testing.assert_allclose(residual(torch.tensor(x)).detach(), expected, rtol=0, atol=64 * EPS)
+
+
+def test_a_residual_without_layers_doubles():
+    x = torch.randn(3, 4)
+    assert torch.equal(Residual()(x), 2 * x)
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 5])
+def test_a_residual_refuses_a_branch_of_another_shape(outputs):
+    # An output of width 1 would be broadcast silently.
+    with pytest.raises(ValueError, match=rf"keep the shape .* \(2, {outputs}\) for .* \(2, 4\)"):
+        Residual(SpectralLinear(4, outputs))(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"\(2, 1, 3, 3\) for an input of shape \(2, 1, 4, 4\)"):
+        Residual(SpectralConv2d(1, 1, 2))(torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("first", [nn.Identity(), nn.Flatten()], ids=repr)
+def test_layers_that_work_in_place_leave_the_way_around_them_alone(first):
+    x = torch.tensor([[-1.0, 2.0]])
+    before = x.clone()
+    residual = Residual(first, nn.LeakyReLU(-3.0, inplace=True))
+    assert torch.equal(residual(x), torch.tensor([[2.0, 4.0]]))
+    assert torch.equal(x, before)
+
+
+def test_gradient_of_a_residual():
+    residual = Residual(GroupSort2(), SpectralLinear(4, 4), nn.ReLU(inplace=True)).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(residual, x)
+
+
+@pytest.mark.parametrize("k", CONSTANTS)
+def test_a_chain_divides_by_one_plus_the_constant_of_a_residuals_branch(k):
+    inner = Residual(with_matrix(np.eye(3)), Scale(0.5))
+    network = Sequential(Residual(with_matrix(np.eye(3)), inner, Scale(4.0)), k=k)
+    # All branches point the same way: 1 + 1 * (1 + 0.5) * 4 = 7 is attained.
+    assert network.factor == k / 7
+    matrix = dense_matrix(network, (3,))
+    np.testing.assert_allclose(np.linalg.norm(matrix, 2), k, rtol=rounding(matrix))
+
+
+def test_a_chain_of_residuals_stays_below_k():
+    network = Sequential(
+        OrthogonalConv2d(1, 4, 3),
+        Residual(OrthogonalConv2d(4, 4, 3), OrthogonalConv2d(4, 4, 3, k=2.0)),
+        Flatten(),
+        Residual(Sequential(SpectralLinear(36, 36), k=0.3), Residual(SpectralLinear(36, 36))),
+        k=2.0,
+    )
+    matrix = dense_matrix(precise(network), (1, 3, 3))
+    assert network.factor == 2 / (3 * 1.6)
+    assert np.linalg.norm(matrix, 2) <= 2 * (1 + rounding(matrix))
+
+
+def test_a_chain_refuses_layers_of_unknown_constant_inside_a_residual():
+    with pytest.raises(TypeError, match="ReLU"):
+        Sequential(Residual(SpectralLinear(2, 2), Residual(nn.ReLU())))
+
+
+def test_matrices_inside_a_residual_are_kept_orthogonal():
+    residual = Residual(GroupSort2(), Residual(SpectralLinear(4, 4))).double()
+    with torch.no_grad():
+        residual[1][0].raw.mul_(1.1)
+    polish_(residual)
+    values = np.linalg.svd(raw(residual[1][0]), compute_uv=False)
+    np.testing.assert_allclose(values, 1, rtol=rounding(4))
 
 
 # -- sorting -----------------------------------------------------------------------------------
@@ -628,6 +712,14 @@ def deep_network():
     )
 
 
+def deep_residual():
+    return Residual(
+        Sequential(SpectralConv2d(2, 4, 3, k=2.0), GroupSort2(), k=3.0),
+        nn.Sequential(OrthogonalConv2d(4, 4, 3), Residual(OrthogonalConv2d(4, 4, 3)), nn.ReLU()),
+        OrthogonalConv2d(4, 2, 3),
+    )
+
+
 LAYERS = {
     "linear": (lambda: SpectralLinear(4, 3, k=2.0), (4,)),
     "linear without bias": (lambda: SpectralLinear(4, 3, bias=False), (4,)),
@@ -646,6 +738,8 @@ LAYERS = {
     "scale": (lambda: Scale(3.0), (4,)),
     "chain": (deep_network, (2, 4, 4)),
     "torch chain": (lambda: nn.Sequential(SpectralLinear(4, 2), nn.ReLU()), (4,)),
+    "residual": (deep_residual, (2, 4, 4)),
+    "residual in a chain": (lambda: Sequential(Residual(SpectralLinear(4, 4)), k=2.0), (4,)),
 }
 every_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
 

@@ -1,21 +1,23 @@
 """The charge for rounding covers the error that is made, and is small."""
 
+import copy
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import nn
 
-from sklip import LipschitzClassifier, layers
+from sklip import LipschitzClassifier, bounds, layers, rounding
 from sklip.inference import direct_forward
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
-from sklip.proofs import margin_bounds, rounding_charges
+from sklip.proofs import margin_bounds, prove, rounding_charges
 from sklip.radii import certified_radii, row_lengths_upper
-from sklip.rounding import Affine, Precision, Step, propagate
+from sklip.rounding import Affine, Precision, Step, layer_steps, propagate
 from sklip.transformers import transformer_step
 
 
@@ -27,11 +29,19 @@ def mixed_network(input_shape, n_outputs):
         layers.GroupSort(4),
         nn.Conv2d(8, 8, 3, padding=1, groups=2, padding_mode="circular"),
         nn.LeakyReLU(0.3),
-        nn.Sequential(layers.ScaledAvgPool2d(2), layers.Scale(1.7), nn.Tanh()),
+        layers.Residual(
+            nn.Conv2d(8, 6, 3, padding=1),
+            nn.Softplus(-2.0),
+            layers.Residual(nn.Conv2d(6, 6, 1), nn.Sigmoid(), layers.Scale(2.0)),
+            nn.Sequential(nn.Conv2d(6, 8, 3, padding="same"), layers.GroupSort2()),
+        ),
+        nn.Sequential(layers.ScaledAvgPool2d((1, 2)), layers.Scale(1.7), nn.Tanh()),
+        nn.MaxPool2d((2, 1)),
+        nn.AvgPool2d((1, 2), padding=(0, 1)),
         nn.Identity(),
         nn.Flatten(),
         layers.FullSort(),
-        nn.Linear(8 * (height // 4) * (width // 4), 12),
+        nn.Linear(8 * (height // 4) * (width // 6), 12),
         nn.ReLU(),
         nn.Linear(12, n_outputs),
     )
@@ -91,6 +101,262 @@ def test_the_charge_covers_the_error_of_float32(build, n_outputs, kind, mkldnn, 
     lengths = np.linalg.norm(x.reshape(n_rows, -1).astype(np.float64), axis=1)
     charge = offsets + slopes * lengths[:, None, None]
     assert (np.abs(error).reshape(charge.shape) <= charge).all()
+
+
+# -- one layer at a time ----------------------------------------------------------------------
+
+
+def extended(x):
+    return np.asarray(x).astype(np.longdouble)
+
+
+def softplus(beta):
+    return lambda x: np.logaddexp(0, extended(beta) * x) / extended(beta)
+
+
+def sigmoid(x):
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def mean_pool(kernel, stride, padding):
+    def pool(x):
+        padded = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (2, 3))
+        return windows[:, :, :: stride[0], :: stride[1]].mean((4, 5))
+
+    return pool
+
+
+# Values of all sizes, and values at which an exponential is neither 0 nor infinite.
+SIZES = 10.0 ** np.arange(-38, 3, 2)
+ROWS = np.random.default_rng(1).uniform(-1, 1, (2, len(SIZES), 300, 4))
+ROWS *= np.stack([SIZES, np.full(len(SIZES), 100.0)])[..., None, None]
+ROWS = ROWS.reshape(-1, 1, 2, 2)
+
+
+def layer_error(layer, exact, x, dtype="float32"):
+    """Error of each row of x, and the charge for it."""
+    (step,) = layer_steps([layer.to(getattr(torch, dtype))], [1.0], dtype, x.shape[1:])
+    x = x.astype(dtype)
+    computed = direct_forward(layer, torch.from_numpy(x)).numpy()
+    error = np.sqrt(((extended(computed) - exact(extended(x))) ** 2).reshape(len(x), -1).sum(1))
+    length = np.sqrt((extended(x) ** 2).reshape(len(x), -1).sum(1))
+    return error, step.error_slope * length + step.error_offset
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threshold", [20, 3, 0.1, 0, -2, -30, 80])
+@pytest.mark.parametrize("beta", [1, -1, 0.07, -3.3, 1e-5, 1e5, 1e-30, -1e30])
+def test_the_charge_covers_the_error_of_softplus(beta, threshold, dtype):
+    if dtype == "float64" and np.finfo(np.longdouble).eps == np.finfo(np.float64).eps:
+        pytest.skip("the oracle needs more precision than float64")
+    x = np.clip(ROWS, -1e3, 1e3) / abs(beta)
+    # Right above the threshold, where torch's jump is largest, and right below.
+    steps = np.arange(-3, 4) * 2 * np.finfo(dtype).eps
+    edges = (threshold + steps * max(abs(threshold), 1e-9)) / beta
+    x = np.concatenate([x, np.broadcast_to(edges[:, None, None, None], (7, 1, 2, 2))])
+    error, charge = layer_error(nn.Softplus(beta, threshold), softplus(beta), x, dtype)
+    assert (error <= charge).all()
+    # Where it can be seen, the jump is most of the charge, and is charged at its size.
+    if threshold <= 3:
+        assert (error[-7:] / charge[-7:]).max() > 0.99
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("layer", "exact"), [(nn.Sigmoid(), sigmoid), (nn.Tanh(), np.tanh)], ids=["Sigmoid", "Tanh"]
+)
+def test_the_charge_covers_the_error_of_saturating_activations(layer, exact, dtype):
+    if dtype == "float64" and np.finfo(np.longdouble).eps == np.finfo(np.float64).eps:
+        pytest.skip("the oracle needs more precision than float64")
+    error, charge = layer_error(layer, exact, ROWS, dtype)
+    assert (error <= charge).all()
+    # Eight units in the last place are charged, and one is lost: an eighth, or some of it.
+    assert (error / charge).max() > 1 / 50
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((2, 2), (2, 2), (0, 0)),
+        ((3, 2), (4, 2), (1, 1)),
+        ((5, 5), (5, 5), (0, 2)),
+        ((1, 1), (2, 1), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["one huge pixel", "all huge", "tiny", "image", "subnormal"])
+def test_the_charge_covers_the_error_of_mean_pools(kind, kernel, stride, padding):
+    shape = (2, 10, 11)
+    x = hostile(kind, 300, shape) * np.float32(1e-44 if kind == "subnormal" else 1)
+    error, charge = layer_error(
+        nn.AvgPool2d(kernel, stride, padding), mean_pool(kernel, stride, padding), x
+    )
+    assert (error <= charge).all()
+    if kind in ("all huge", "image") and kernel != (1, 1):
+        assert (error / charge).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["one huge pixel", "all huge", "tiny", "image"])
+def test_max_pools_round_nothing(kind):
+    layer = nn.MaxPool2d((2, 3), (2, 4), (1, 1), ceil_mode=True)
+    x = -np.abs(hostile(kind, 50, (2, 7, 8)))  # zeros from padding would be the largest
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 2)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (2, 3), (2, 3))[:, :, ::2, ::4]
+    expected = windows.max((4, 5))
+    computed = direct_forward(layer, torch.from_numpy(x)).numpy()
+    assert computed.shape[2:] == (4, 3)
+    np.testing.assert_array_equal(computed[..., :2], expected[..., :2])
+    assert layer_steps([layer], [1.0], "float32", (2, 7, 8)) == [Step(1.0, 0.0, 0.0, 0.0)]
+
+
+def residual_branches():
+    torch.manual_seed(3)
+    wide, narrow = nn.Linear(30, 300), nn.Linear(300, 30)
+    half = nn.Linear(30, 30, bias=False)
+    with torch.no_grad():
+        half.weight.copy_(torch.eye(30) * -0.3)
+    return {
+        "nothing": [],
+        "exact": [layers.FullSort()],
+        "linear": [wide, nn.ReLU(), narrow],
+        "cancelling": [half],
+        # 1.1 is rounded up to float32: forty errors of one sign, in which the bias has its part.
+        "long": [nn.Linear(30, 30), *[layers.Scale(1.1)] * 40],
+        "nested": [layers.Residual(wide, narrow), nn.Sequential(layers.Residual(half), nn.ReLU())],
+    }
+
+
+def in_extended_precision(layer, x):
+    if isinstance(layer, nn.Linear):
+        bias = 0 if layer.bias is None else extended(layer.bias.detach())
+        return x @ extended(layer.weight.detach()).T + bias
+    if isinstance(layer, nn.ReLU):
+        return np.maximum(x, 0)
+    if isinstance(layer, layers.FullSort):
+        return np.sort(x, axis=1)
+    if isinstance(layer, layers.Scale):
+        return x * extended(layer.k)
+    result = x
+    for child in layer:
+        result = in_extended_precision(child, result)
+    return x + result if isinstance(layer, layers.Residual) else result
+
+
+# Setting the switch makes torch speak of GPUs that it has no build for.
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+@pytest.mark.parametrize("switch", ["highest", "high"])
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1.0, 1e6])
+@pytest.mark.parametrize("branch", residual_branches())
+def test_the_charge_covers_the_error_of_residuals(branch, scale, switch):
+    layer = layers.Residual(*residual_branches()[branch])
+    x = np.random.default_rng(0).normal(size=(500, 30)) * scale
+    x[::2, 0] *= 100
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(switch)
+        error, charge = layer_error(layer, lambda x: in_extended_precision(layer, x), x)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (error <= charge).all()
+    if scale == 1 and branch != "nothing":  # 2 x is exact
+        assert (error / charge).max() > 1e-4
+
+
+FLUSHED = {
+    "linear": (nn.Linear(3, 2, bias=False), (3,)),
+    "convolution": (nn.Conv2d(2, 3, 2, bias=False), (2, 3, 3)),
+    "residual": (layers.Residual(nn.Linear(3, 3, bias=False)), (3,)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape"), FLUSHED.values(), ids=FLUSHED.keys())
+def test_the_charge_covers_weights_that_are_flushed_to_zero(layer, shape):
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.fill_(1e-38)
+    x = torch.full((1, *shape), 1e18)
+    exact = direct_forward(layer.double(), x.double())
+    layer.float()
+    (step,) = layer_steps([layer], [1.0], "float32", shape)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormals")
+    try:
+        computed = direct_forward(layer, x)
+    finally:
+        torch.set_flush_denormal(False)
+    error = float((computed.double() - exact).norm())
+    assert error <= step.error_slope * float(x.double().norm()) + step.error_offset
+
+
+@pytest.mark.parametrize("size", [1e-323, 1e-165, 1.0, 1e165])
+@pytest.mark.parametrize(
+    ("layer", "shape", "squared"),
+    [(nn.Linear(2, 3), (2,), 3), (nn.Conv2d(1, 2, 2), (1, 3, 3), 8), (layers.Center(4), (4,), 4)],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_charge_covers_offsets_whose_squares_vanish_or_overflow(layer, shape, squared, size):
+    layer = copy.deepcopy(layer).double()
+    (layer.center if type(layer) is layers.Center else layer.bias).data.fill_(size)
+    (step,) = layer_steps([layer], [1.0], "float64", shape)
+    length = squared**0.5 * size
+    assert length <= step.at_zero <= length * (1 + 1e-8)
+    # The sum with the bias is rounded.
+    assert 2.0**-53 * length <= step.error_offset <= 2.0**-45 * length + 1e-300
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Scale(1e-45),
+        nn.LeakyReLU(1e-45),
+        layers.ScaledAvgPool2d(2, k=1e-45),
+        layers.ScaledL2NormPool2d(2, k=1e-45),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_charge_covers_factors_that_are_subnormal(layer):
+    # 1e-45 becomes 1.4e-45 in float32: not a small relative error.
+    x = torch.full((1, 1, 2, 2), -1e18 if type(layer) is nn.LeakyReLU else 1e18)
+    (step,) = layer_steps([layer], [1e-45], "float32", (1, 2, 2))
+    error = float((direct_forward(layer, x).double() - layer(x.double())).norm())
+    assert 1e-28 < error <= step.error_slope * 2e18 + step.error_offset
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "message"),
+    [
+        (nn.Softplus(threshold=88), "float32", "threshold from -87 to 87 .* got 88"),
+        (nn.Softplus(threshold=709), "float64", "threshold from -708 to 708 .* got 709"),
+        (nn.Softplus(threshold=np.inf), "float64", "threshold .* got inf"),
+        (nn.Softplus(threshold=-np.inf), "float32", "threshold .* got -inf"),
+        (nn.Softplus(threshold=np.nan), "float32", "threshold .* got nan"),
+        (nn.Softplus(1e-40), "float32", "Softplus needs a beta .* got 1e-40"),
+        (nn.Softplus(-1e39), "float32", r"Softplus needs a beta .* got -1e\+39"),
+        (layers.Scale(1e39), "float32", r"Scale has a factor that overflows, 1e\+39"),
+        (nn.LeakyReLU(-1e39), "float32", r"LeakyReLU has a factor that overflows, -1e\+39"),
+        (layers.ScaledAvgPool2d(2, k=2e38), "float32", r"ScaledAvgPool2d has a factor that overflows"),
+        (nn.MaxPool2d(2, 3, 1, dilation=2), "float32", r"MaxPool2d has windows of nothing but padding"),
+    ],
+    ids=str,
+)
+def test_settings_that_overflow_are_refused(layer, dtype, message):
+    for attempt in (layer, layers.Residual(nn.Sequential(layer))):
+        with pytest.raises(ValueError, match=message):
+            layer_steps([attempt], [1.0], dtype, (1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_refused_as_overflowing_does_overflow_beyond(dtype):
+    highest = np.log(np.finfo(dtype).max)
+    x = torch.full((1, 1), float(highest) * 1.01, dtype=getattr(torch, dtype))
+    assert torch.isinf(direct_forward(nn.Softplus(threshold=2 * highest), x)).all()
+    limit = np.floor(highest) - 1
+    near = torch.full((1, 1), float(limit), dtype=getattr(torch, dtype))
+    assert torch.isfinite(direct_forward(nn.Softplus(threshold=limit), near)).all()
+    layer_steps([nn.Softplus(threshold=limit)], [1.0], dtype, (1,))
+
+
+# -- whole networks ---------------------------------------------------------------------------
 
 
 def test_the_charge_covers_the_rounding_of_the_input():
@@ -229,6 +495,70 @@ def test_rows_as_long_as_is_allowed_do_not_overflow(build):
     assert torch.isfinite(direct_forward(network, torch.from_numpy(rows.astype(np.float32)))).all()
 
 
+def huge_linear(factor):
+    layer = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(factor * torch.tensor(scipy.linalg.hadamard(4)))
+    return layer
+
+
+OVERFLOWING_BRANCHES = {
+    "values": [layers.Scale(1e25), layers.Scale(1e-25)],
+    "values of a residual": [layers.Residual(layers.Scale(1e25)), layers.Scale(1e-25)],
+    "residual in a residual": [layers.Residual(layers.Scale(1e25), layers.Scale(1e-25))],
+    "sums": [huge_linear(1e25), huge_linear(1e-25)],
+    "values in the middle": [layers.Scale(1e-3), layers.Scale(1e28), nn.ReLU(), layers.Scale(1e-25)],
+}
+
+
+@pytest.mark.parametrize("branch", OVERFLOWING_BRANCHES.values(), ids=OVERFLOWING_BRANCHES.keys())
+def test_rows_as_long_as_is_allowed_do_not_overflow_inside_a_residual(branch):
+    network = nn.Sequential(layers.Residual(*branch), layers.Residual(layers.FullSort()))
+    longest = rounding_charges(network, 4, "float32", (4,)).longest
+    # Inside, values grow by 1e25 or 4e25, and must stay below the root of 3e38.
+    assert 1e-8 < longest < 1e-6
+
+    def outputs(length):
+        return direct_forward(network, torch.full((1, 4), length / 2))
+
+    assert torch.isfinite(outputs(longest)).all()
+    assert not torch.isfinite(outputs(1e15)).all()
+
+
+class Power(nn.Module):
+    """Multiplies by a power of two, which rounds nothing."""
+
+    def __init__(self, exponent):
+        super().__init__()
+        self.factor = 2.0**exponent
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_values_inside_a_residual_do_not_overflow_where_nothing_is_rounded(monkeypatch):
+    monkeypatch.setattr(bounds, "_MODULE_RULES", dict(bounds._MODULE_RULES))
+    monkeypatch.setattr(rounding, "_RULES", dict(rounding._RULES))
+    bounds.register_lipschitz_bound(Power)(lambda module: module.factor)
+    rounding.register_rounding_bound(Power)(lambda module, precision, shape: (0.0, 0.0))
+    branch = [Power(80), Power(-80)]
+    for network in (layers.Residual(*branch), nn.Sequential(layers.Residual(layers.Residual(*branch)))):
+        longest = rounding_charges(network, 4, "float32", (4,)).longest
+        # A quarter of the root of 2 ** 128 is left for the values.
+        assert 2.0**-20 < longest <= 2.0 ** (62 - 80)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, layers.Residual])
+def test_the_charge_of_a_residual_bounds_the_sums_inside(wrap):
+    linear = nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(scipy.linalg.hadamard(64)) * 1e20)
+    layer = layers.Residual(wrap(linear), layers.Scale(1e-20))
+    (step,) = layer_steps([layer], [1.0], "float32", (64,))
+    # Eight times more than the norm of the matrix: that of its absolute values.
+    assert step.error_slope >= 2.0**-24 * 64e20
+
+
 def test_rows_that_might_overflow_certify_nothing(digits):
     X, y = digits
     clf = LipschitzClassifier(dtype="float32", max_epochs=2, random_state=0).fit(X, y)
@@ -243,6 +573,36 @@ def test_a_layer_without_a_rule_is_refused_by_name():
 
     with pytest.raises(TypeError, match="Own has no"):
         rounding_charges(nn.Sequential(nn.Linear(2, 2), Own(), nn.Linear(2, 2)), 2, "float32", (2,))
+
+
+def test_a_layer_without_a_rule_is_refused_by_name_inside_a_residual():
+    # Its constant is known, but only its export is evaluated by direct sums.
+    network = nn.Sequential(layers.Residual(layers.SpectralLinear(2, 2)), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="SpectralLinear has no bound on its rounding error"):
+        rounding_charges(network, 2, "float32", (2,))
+    rounding_charges(to_torch(network), 2, "float32", (2,))
+
+
+def test_a_residual_that_changes_the_shape_is_refused():
+    with pytest.raises(ValueError, match=r"Residual needs layers that keep the shape"):
+        rounding_charges(layers.Residual(nn.Linear(4, 1)), 4, "float32", (4,))
+
+
+@pytest.mark.parametrize(
+    "proves",
+    [lambda net: margin_bounds(net, 2), lambda net: prove(net, 2, "float32", (2,))],
+    ids=["margin_bounds", "prove"],
+)
+@pytest.mark.parametrize("inside", [nn.Linear(2, 2), nn.Identity()], ids=["Linear", "Identity"])
+def test_hooks_inside_a_residual_are_refused_by_the_layers_name(inside, proves):
+    network = nn.Sequential(layers.Residual(nn.Sequential(inside)), nn.Linear(2, 2))
+    proves(network)
+    hook = inside.register_forward_hook(lambda module, inputs, output: 10 * output)
+    try:
+        with pytest.raises(TypeError, match=f"{type(inside).__name__} has forward hooks"):
+            proves(network)
+    finally:
+        hook.remove()
 
 
 def test_changed_weights_are_refused(digits):

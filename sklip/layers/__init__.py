@@ -11,6 +11,7 @@ from sklip.layers.orthogonal import (
     retract_,
 )
 from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
+from sklip.layers.residual import Residual
 from sklip.layers.sequential import Center, Flatten, Scale, Sequential, to_torch
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GroupSort2",
     "OrthogonalConv2d",
     "OrthogonalLayer",
+    "Residual",
     "Scale",
     "ScaledAvgPool2d",
     "ScaledL2NormPool2d",

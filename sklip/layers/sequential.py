@@ -13,6 +13,7 @@ from sklip.layers.checks import check_positive
 from sklip.layers.convolution import OrthogonalConv2d, SpectralConv2d
 from sklip.layers.linear import SpectralLinear
 from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
+from sklip.layers.residual import Residual
 
 __all__ = ["Center", "Flatten", "Scale", "Sequential", "to_torch"]
 
@@ -101,6 +102,8 @@ def _constant(layer: nn.Module) -> float:
     if type(layer) in (*_WITH_K, Sequential):
         k: float = layer.k  # type: ignore[assignment]
         return k
+    if type(layer) is Residual:
+        return 1 + math.prod(_constant(inner) for inner in layer)
     raise TypeError(
         f"Sequential needs layers of a known Lipschitz constant, got {type(layer).__name__}; use "
         "the layers of sklip.layers, or torch.nn.Sequential and certify with lipschitz_bound."
@@ -112,8 +115,9 @@ class Sequential(nn.Sequential):
 
     .. math:: f = \frac{k}{\prod_i k_i} \; f_n \circ \dots \circ f_1 ,
 
-    where :math:`k_i` is the constant of layer i. The factor is worked out from the layers as they
-    are at the call, so it can't be out of step with them.
+    where :math:`k_i` is the constant of layer i (of a :class:`Residual`: 1 plus the product of those in
+    its branch). The factor is worked out from the layers as they are at the call, so it can't be out of
+    step with them.
 
     Parameters
     ----------
