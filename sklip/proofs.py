@@ -14,7 +14,7 @@ from sklip import layers
 from sklip.bounds import lipschitz_bound, refuse_altered, rounded_up_product
 from sklip.inference import flat_chain
 from sklip.norms import matrix_norm_upper, row_distances_upper
-from sklip.rounding import Precision, layer_steps, longest_input, propagate
+from sklip.rounding import Precision, layer_steps, length_upper, longest_input, propagate
 
 __all__ = [
     "Proof",
@@ -181,21 +181,25 @@ def _rounding_charges(
     if head is None:
         both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
         return RoundingCharges(both * error.offset, both * error.slope, longest)
-    # Two roundings more than the sum: where it is done in float64, the result is cast.
-    gamma = precision.gamma_of_sum(head.in_features) + 2 * precision.unit
     weight = head.weight.detach().cpu().double()
-    rows = weight.norm(dim=1).numpy() * (1 + 2.0**-30)
+    columns = weight.shape[1]
+    # Two roundings more than the sum: where it is done in float64, the result is cast.
+    gamma = precision.gamma_of_sum(columns) + 2 * precision.unit
+    rows = np.array([length_upper(row) for row in weight])
     bias = np.zeros(n_outputs)
     if head.bias is not None:
         bias = np.abs(head.bias.detach().cpu().double().numpy())
-    flushed = 4 * precision.smallest * (head.in_features + 1)
+    flushed = 4 * precision.smallest * (columns + 1)
+    # Weights that are flushed to zero before they are multiplied: in two rows.
+    lost_weights = 2 * precision.smallest * math.sqrt(columns)
     if n_outputs == 1:
         distances, rows, bias = rows[:, None], rows[:, None], bias[:, None]
     else:
         distances = row_distances_upper(weight).numpy()
         rows, bias = rows[:, None] + rows, bias[:, None] + bias
-    offsets = distances * error.offset + gamma * (rows * (value.offset + error.offset) + bias)
-    slopes = distances * error.slope + gamma * rows * (value.slope + error.slope)
+    share = gamma * rows + lost_weights
+    offsets = distances * error.offset + share * (value.offset + error.offset) + gamma * bias
+    slopes = distances * error.slope + share * (value.slope + error.slope)
     up = 1 + 2.0**-40
     return RoundingCharges((offsets + flushed) * up, slopes * up, longest)
 

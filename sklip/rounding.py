@@ -46,6 +46,7 @@ __all__ = [
     "Precision",
     "Step",
     "layer_steps",
+    "length_upper",
     "longest_input",
     "longest_step_input",
     "propagate",
@@ -262,7 +263,7 @@ def _layer_steps(
         with torch.no_grad():
             image = _in_float64(layer)(zeros)
         # The value at zero: a bias, spread over the map.
-        steps.append(Step(constant, _length_upper(image), slope, offset))
+        steps.append(Step(constant, length_upper(image), slope, offset))
         zeros = torch.zeros_like(image)
     return steps
 
@@ -271,7 +272,7 @@ def _in_float64(layer: nn.Module) -> nn.Module:
     return copy.deepcopy(layer).cpu().double()
 
 
-def _length_upper(values: torch.Tensor) -> float:
+def length_upper(values: torch.Tensor) -> float:
     """Upper bound on the length of all values; its own rounding is far below the factor."""
     exact = values.detach().double()
     largest = float(exact.abs().max())
@@ -291,7 +292,7 @@ def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple
     # Sizes are those of the weight: attributes may have been set since.
     rows, columns = module.weight.shape
     gamma = precision.gamma_of_sum(columns)
-    bias = 0.0 if module.bias is None else _length_upper(module.bias)
+    bias = 0.0 if module.bias is None else length_upper(module.bias)
     # Results and terms may be flushed to zero, and so may the weights before they are multiplied.
     flushed = precision.smallest * 2 * (columns + 1) * math.sqrt(rows)
     lost_weights = precision.smallest * math.sqrt(rows * columns)
@@ -307,7 +308,7 @@ def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple
     norm = max(absolute_convolution_norm_upper(*group) for group in plain_groups(module))
     with torch.no_grad():
         pixels = _in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))[0, 0].numel()
-    bias = 0.0 if module.bias is None else _length_upper(module.bias)
+    bias = 0.0 if module.bias is None else length_upper(module.bias)
     flushed = precision.smallest * 2 * (n_terms + 1) * math.sqrt(len(module.weight) * pixels)
     # A convolution by weights that are flushed to zero: its norm is at most the sum over taps.
     lost_weights = precision.smallest * module.weight.numel()
@@ -344,7 +345,7 @@ def _max_pool(module: nn.MaxPool2d, precision: Precision, shape: torch.Size) -> 
 
 @register_rounding_bound(layers.Center)
 def _center(module: layers.Center, precision: Precision, shape: torch.Size) -> tuple[float, float]:
-    center = _length_upper(module.center)
+    center = length_upper(module.center)
     return precision.unit, precision.unit * center + _flushed(precision, shape)
 
 

@@ -104,8 +104,9 @@ class TensorData:
         rows = draw if self.members is None else self.members[draw]
         if isinstance(rows, Tensor):
             rows = rows.to(self.X.device)
-        # Gathered in the caller's type, then converted: that reads the least.
-        X = self.X[rows].to(self.y.device, self.dtype)
+        # Gathered in the caller's type, then converted: that reads the least. Always a copy, since a
+        # layer that works in place must not reach the caller's X.
+        X = self.X[rows].to(self.y.device, self.dtype, copy=isinstance(rows, slice))
         weight = None if self.sample_weight is None else self.sample_weight[draw]
         return Batch.of(X, self.y[draw], weight)
 

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import compute_sample_weight
 from skorch.callbacks import Callback, EpochScoring
+from torch import nn
 
 from sklip import LipschitzClassifier, lipschitz_bound
 from sklip.layers import (
@@ -571,3 +572,19 @@ def test_a_model_trained_on_the_gpu_moves_to_the_cpu(digits):
     loaded = clone(clf).set_params(device="cpu")
     loaded.__setstate__({**clf.__getstate__(), "device_": "cuda:99"})
     np.testing.assert_allclose(loaded.decision_function(X), clf.decision_function(X), atol=1e-9)
+
+
+class InPlace:
+    """A first layer that overwrites its input."""
+
+    def __call__(self, input_shape, n_outputs):
+        return nn.Sequential(nn.ReLU(inplace=True), layers.SpectralLinear(input_shape[0], n_outputs))
+
+
+@pytest.mark.parametrize("n_samples", [50, 600])
+def test_fit_and_predict_leave_x_as_it_is(n_samples):
+    X = np.random.default_rng(0).normal(size=(n_samples, 4))
+    before = X.copy()
+    clf = LipschitzClassifier(architecture=InPlace(), max_epochs=2, dtype="float64", random_state=0)
+    clf.fit(X, X[:, 0] > 0).predict(X)
+    np.testing.assert_array_equal(X, before)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklip import layers
-from sklip.proofs import margin_bounds, scaled_margin_bounds
+from sklip.proofs import margin_bounds, rounding_charges, scaled_margin_bounds
 
 # -- margin_bounds -----------------------------------------------------------------------------
 
@@ -362,3 +362,31 @@ def test_an_altered_layer_before_the_first_is_refused_when_folding():
     network[0].register_forward_hook(lambda module, inputs, output: 10 * output)
     with pytest.raises(TypeError, match="Center has forward hooks"):
         scaled_margin_bounds(network, 3, np.ones(2))
+
+
+# -- the head's own rounding ---------------------------------------------------------------------
+
+
+def test_weights_of_the_head_that_are_flushed_to_zero_are_charged():
+    head = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        head.weight.fill_(1e-39)
+    charges = rounding_charges(head, 1, "float32", (1,))
+    # Where subnormal numbers are flushed, 1e-39 * 1e18 is 0.
+    assert charges.offsets[0, 0] + charges.slopes[0, 0] * 1e18 >= 1e-21
+
+
+def test_rows_of_the_head_whose_squares_vanish_are_charged():
+    head = nn.Linear(3, 2).double()
+    with torch.no_grad():
+        head.weight.fill_(1e-170)
+        head.weight[1] *= -1
+    slope = rounding_charges(head, 2, "float64", (3,)).slopes[0, 1]
+    assert slope >= 2 * math.sqrt(3) * 1e-170 * 2.0**-53
+
+
+def test_the_head_is_charged_by_its_weight_whatever_its_attributes_say():
+    head = nn.Linear(1000, 2)
+    honest = rounding_charges(head, 2, "float32", (1000,)).slopes
+    head.in_features = 1
+    np.testing.assert_array_equal(rounding_charges(head, 2, "float32", (1000,)).slopes, honest)
