@@ -578,7 +578,7 @@ class InPlace:
     """A first layer that overwrites its input."""
 
     def __call__(self, input_shape, n_outputs):
-        return nn.Sequential(nn.ReLU(inplace=True), layers.SpectralLinear(input_shape[0], n_outputs))
+        return nn.Sequential(nn.ReLU(inplace=True), SpectralLinear(input_shape[0], n_outputs))
 
 
 @pytest.mark.parametrize("n_samples", [50, 600])
