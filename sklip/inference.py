@@ -5,10 +5,10 @@ Note [Direct sums]
 A bound on rounding errors, gamma_n |W| |x| for a dot product of length n, holds for products that
 are summed directly, in whatever order. It does not hold for Winograd or FFT convolutions, TF32 or
 bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the
-machine, the batch size and global switches. So the network is evaluated here by matrix products
-only: a convolution gathers its patches (unfold) first. Long sums are cut into blocks of 128 terms
-that are added up afterwards, which brings the error of n terms from about n units down to
-128 + n / 128.
+machine, the batch size and global switches. So the network is evaluated here by matrix products, and
+by oneDNN's direct convolutions, which torch offers by name on the CPU in float32; elsewhere a
+convolution gathers its patches (unfold) and is a product. Long sums are cut into blocks that are added
+up afterwards, which brings the error of n terms in blocks of B from about n units down to B + n / B.
 
 No global switch is touched. Where one allows products of lower precision, float32 networks are
 evaluated in float64 and the result is rounded.
@@ -17,6 +17,8 @@ evaluated in float64 and the result is rounded.
 from __future__ import annotations
 
 import copy
+import math
+import os
 from collections.abc import Iterable
 
 import torch
@@ -25,12 +27,15 @@ from torch.nn import functional
 
 from sklip.layers import Residual
 
-__all__ = ["BLOCK", "direct_forward", "flat_chain"]
+__all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain"]
 
 # Terms summed at once. Smaller blocks lose less to rounding and take longer.
-BLOCK = 128
+BLOCK = 64
+# The same for a convolution, in whole channels: at least one.
+CONVOLUTION_BLOCK = 512
 # Rows evaluated at once: bounds memory whatever the number of rows.
-_ROWS = 128
+_ROWS = 256
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
 
 
 def flat_chain(network: nn.Module) -> list[nn.Module]:
@@ -72,14 +77,20 @@ def direct_forward(network: nn.Module, X: Tensor) -> Tensor:
 def _float32_products_are_float32() -> bool:
     """Whether no global switch lets products of float32 matrices lose bits."""
     backends = torch.backends
+    mkldnn = getattr(backends, "mkldnn", None)
     switches = (
         backends,
         backends.cuda.matmul,
-        getattr(backends, "mkldnn", None),
-        getattr(getattr(backends, "mkldnn", None), "matmul", None),
+        mkldnn,
+        getattr(mkldnn, "matmul", None),
+        getattr(mkldnn, "conv", None),
     )
-    return torch.get_float32_matmul_precision() == "highest" and all(
-        getattr(switch, "fp32_precision", "ieee") in ("none", "ieee") for switch in switches
+    # oneDNN reads these, which can make it compute with fewer bits on some machines.
+    modes = [os.environ.get(f"{name}_DEFAULT_FPMATH_MODE", "") for name in ("ONEDNN", "DNNL")]
+    return (
+        torch.get_float32_matmul_precision() == "highest"
+        and all(getattr(switch, "fp32_precision", "ieee") in ("none", "ieee") for switch in switches)
+        and all(mode.upper() in ("", "STRICT") for mode in modes)
     )
 
 
@@ -113,9 +124,17 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     # The same padding as Conv2d's own forward pass; "same" may need one more pixel at the end.
-    padding = layer._reversed_padding_repeated_twice
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    # Grouped ones go the general way: their blocks would differ from group to group.
+    by_onednn = (
+        x.device.type == "cpu" and x.dtype == torch.float32 and layer.groups == 1 and _HAS_ONEDNN
+    )
+    if by_onednn and layer.padding_mode == "zeros" and (left, top) == (right, bottom):
+        return _direct_convolution(layer, x, (top, left))
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = functional.pad(x, padding, mode=mode)
+    x = functional.pad(x, (left, right, top, bottom), mode=mode)
+    if by_onednn:
+        return _direct_convolution(layer, x, (0, 0))
     # The weight's own size: the attribute may have been set since.
     kernel_size, dilation, stride = layer.weight.shape[2:], layer.dilation, layer.stride
     sides = zip(x.shape[2:], kernel_size, dilation, stride, strict=True)
@@ -133,3 +152,19 @@ def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if layer.bias is not None:
         result += layer.bias[:, None]
     return result.view(*result.shape[:2], height, width)
+
+
+def _direct_convolution(layer: nn.Conv2d, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """By the operator that is oneDNN's direct algorithm whatever the batch and the switches are."""
+    channels = max(1, CONVOLUTION_BLOCK // math.prod(layer.weight.shape[2:]))
+    blocks = zip(x.split(channels, 1), layer.weight.split(channels, 1), strict=True)
+
+    def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        return torch.mkldnn_convolution(x, weight, bias, padding, layer.stride, layer.dilation, 1)
+
+    part, weight = next(blocks)
+    total = convolved(part, weight, layer.bias)
+    for part, weight in blocks:
+        total += convolved(part, weight, None)
+    return total

@@ -38,7 +38,7 @@ from torch import nn
 
 from sklip import layers
 from sklip.bounds import both_axes, lipschitz_bound, plain_groups
-from sklip.inference import BLOCK, flat_chain
+from sklip.inference import BLOCK, CONVOLUTION_BLOCK, flat_chain
 from sklip.norms import absolute_convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
@@ -81,6 +81,12 @@ class Precision:
         """Return the constant of a dot product of `n_terms` in blocks, and a bias."""
         blocks = -(-n_terms // BLOCK)
         return self.gamma(min(n_terms, BLOCK) + blocks + 1)
+
+    def gamma_of_convolution(self, channels: int, taps: int) -> float:
+        """Return that of a convolution's sums, by either way to compute them."""
+        at_once = min(channels, max(1, CONVOLUTION_BLOCK // taps))
+        direct = self.gamma(at_once * taps + -(-channels // at_once) + 1)
+        return max(direct, self.gamma_of_sum(channels * taps))
 
 
 def register_rounding_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
@@ -303,7 +309,7 @@ def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple
 @register_rounding_bound(nn.Conv2d)
 def _conv2d(module: nn.Conv2d, precision: Precision, shape: torch.Size) -> tuple[float, float]:
     n_terms = module.weight[0].numel()
-    gamma = precision.gamma_of_sum(n_terms)
+    gamma = precision.gamma_of_convolution(module.weight.shape[1], math.prod(module.weight.shape[2:]))
     # A convolution by |K| bounds the sums of absolute values; its own norm is bounded as any.
     norm = max(absolute_convolution_norm_upper(*group) for group in plain_groups(module))
     with torch.no_grad():
