@@ -24,7 +24,8 @@ from sklearn.datasets import fetch_openml
 from sklip import LipschitzClassifier, lipschitz_bound, rounding
 from sklip.estimates import lipschitz_estimate
 from sklip.inference import flat_chain
-from sklip.radii import certified_radii, rounding_charges, row_lengths_upper
+from sklip.proofs import rounding_charges
+from sklip.radii import certified_radii, row_lengths_upper
 
 
 def median_seconds(*functions: Callable[[], object], repeats: int = 7) -> list[float]:
@@ -40,15 +41,14 @@ def median_seconds(*functions: Callable[[], object], repeats: int = 7) -> list[f
 
 def rounding_losses(clf: LipschitzClassifier, X: np.ndarray, block: int) -> np.ndarray:
     """Return the share of each radius that rounding would take if sums had blocks of that length."""
-    with mock.patch.object(rounding, "BLOCK", block):
+    convolution_block = max(block, rounding.CONVOLUTION_BLOCK)
+    with mock.patch.multiple(rounding, BLOCK=block, CONVOLUTION_BLOCK=convolution_block):
         charges = rounding_charges(clf.network_, len(clf.classes_), clf.dtype_, clf.input_shape_)
     logits = clf.decision_function(X)
     charged = certified_radii(
         logits,
-        clf.margin_bounds_,
-        offsets=charges.offsets,
-        slopes=charges.slopes,
-        lengths=row_lengths_upper(X),
+        clf.margin_bounds_ + charges.slopes,
+        [(charges.offsets, 2.0), (charges.slopes, 2 * row_lengths_upper(X))],
     )
     return 1 - charged / np.maximum(certified_radii(logits, clf.margin_bounds_), 1e-300)
 
@@ -67,7 +67,7 @@ def main() -> None:
     )
     print("| quantity | value |\n| --- | --- |")
     print(f"| accuracy | {clf.score(X_test, y_test):.4f} |")
-    print(f"| mean certificate | {clf.certificates_(X_test).mean():.4f} |")
+    print(f"| mean radius | {clf.certificates_(X_test).mean():.4f} |")
     print(f"| proven bound of the network | {clf.lipschitz_bound_:.7f} |")
     images = torch.from_numpy(X_test[:1000]).view(-1, *clf.input_shape_)
     estimate = lipschitz_estimate(clf.network_, images)

@@ -29,6 +29,7 @@ from sklip.layers import (
     SpectralLinear,
 )
 from sklip.networks import lipschitz_mlp, tutorial_cnn
+from sklip.training import _one_ahead
 
 
 def quick(**parameters):
@@ -588,3 +589,69 @@ def test_fit_and_predict_leave_x_as_it_is(n_samples):
     clf = LipschitzClassifier(architecture=InPlace(), max_epochs=2, dtype="float64", random_state=0)
     clf.fit(X, X[:, 0] > 0).predict(X)
     np.testing.assert_array_equal(X, before)
+
+
+# -- data that is not to be copied ----------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """Read-only images in a file, and the same in memory."""
+    images = np.random.default_rng(0).integers(0, 256, (600, 1, 6, 6)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    return np.load(tmp_path / "images.npy", mmap_mode="r"), images
+
+
+@pytest.mark.parametrize("parameters", [{}, {"early_stopping": True}], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_mapped_file_trains_as_the_array_it_holds(mapped, parameters, weighted):
+    file, images = mapped
+    y = images[:, 0, 0, 0] > 127
+    weight = np.where(np.arange(600) % 5 == 0, 0.0, 1.5) if weighted else None
+    fits = [
+        LipschitzClassifier(
+            conv_channels=(2,),
+            hidden_layer_sizes=(4,),
+            max_epochs=3,
+            batch_size=64,
+            random_state=0,
+            **parameters,
+        ).fit(X, y, sample_weight=weight)
+        for X in (file, images, images.astype(np.float32), images.astype(np.float64))
+    ]
+    for other in fits[1:]:
+        np.testing.assert_array_equal(fits[0].decision_function(file), other.decision_function(images))
+        np.testing.assert_array_equal(fits[0].certificates_(file), other.certificates_(images))
+
+
+def test_a_file_is_read_a_batch_at_a_time(mapped, monkeypatch):
+    """No array of all rows in the network's precision is ever made."""
+    file, _ = mapped
+    sizes = []
+    to = torch.Tensor.to
+
+    def watched(self, *args, **kwargs):
+        if self.dtype == torch.uint8:
+            sizes.append(len(self))
+        return to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    monkeypatch.setattr("sklip.inputs._VALUES_AT_ONCE", 36 * 100)
+    clf = LipschitzClassifier(conv_channels=(2,), hidden_layer_sizes=(4,), max_epochs=2, batch_size=64)
+    clf.fit(file, np.arange(600) % 2).certificates_(file)
+    # Once as it is, to its device; the rest are batches of training and pieces of prediction.
+    assert sorted(sizes)[-2] <= 100
+    assert sum(sizes) >= 3 * 600
+
+
+@pytest.mark.parametrize("n_draws", [0, 1, 2, 7])
+def test_batches_drawn_ahead_come_in_order(n_draws):
+    assert list(_one_ahead(lambda draw: draw, iter(range(n_draws)))) == list(range(n_draws))
+
+
+def test_an_error_in_a_batch_drawn_ahead_is_raised():
+    def fails(draw):
+        raise OSError("the file is gone")
+
+    with pytest.raises(OSError, match="the file is gone"):
+        list(_one_ahead(fails, iter(range(3))))
