@@ -29,7 +29,7 @@ from sklip.devices import (
     seeded,
     to_arrays,
 )
-from sklip.inference import direct_forward
+from sklip.inference import direct_forward, gathered
 from sklip.inputs import (
     as_numpy,
     as_rows,
@@ -700,7 +700,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # A piece at a time is brought to the device and into the network's precision.
         dtype, device = getattr(torch, self.dtype_), self.device_
         pieces = (self._as_tensor(piece).to(device, dtype) for piece in row_pieces(rows))
-        return torch.cat([direct_forward(self.network_, piece) for piece in pieces])
+        return gathered(len(rows), (direct_forward(self.network_, piece) for piece in pieces))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "lipschitz_bound_")

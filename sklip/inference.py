@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from sklip.layers import Residual
 
-__all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain"]
+__all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gathered"]
 
 # Terms summed at once. Smaller blocks lose less to rounding and take longer.
 BLOCK = 64
@@ -71,7 +71,33 @@ def direct_forward(network: nn.Module, X: Tensor) -> Tensor:
         return direct_forward(copy.deepcopy(network).double(), X.double()).to(X.dtype)
     with torch.autocast(X.device.type, enabled=False):
         # Copies: a first layer that works in place must not reach the caller's X.
-        return torch.cat([_evaluate(network, values.clone()) for values in X.split(_ROWS)])
+        return gathered(len(X), (_evaluate(network, values.clone()) for values in X.split(_ROWS)))
+
+
+def gathered(n_rows: int, parts: Iterable[Tensor]) -> Tensor:
+    """Return the parts one below the other.
+
+    Each is copied to its place at once: small results kept among large intermediate ones that come and
+    go would break up the free memory.
+
+    Parameters
+    ----------
+    n_rows : int
+        Number of rows of all parts, at least 1.
+    parts : iterable of Tensor
+
+    Returns
+    -------
+    rows : Tensor of shape (n_rows, ...)
+    """
+    rows, start = None, 0
+    for part in parts:
+        if rows is None:
+            rows = part.new_empty(n_rows, *part.shape[1:])
+        rows[start : start + len(part)] = part
+        start += len(part)
+    assert rows is not None, "there is at least one part"
+    return rows
 
 
 def _float32_products_are_float32() -> bool:
