@@ -178,8 +178,9 @@ def _approach(
     # The bounds come first: a step that has none is refused before any work is done.
     known, _ = _walked(steps, fixed, Precision.of(np.float64))
     _check_columns(steps, X, names)
-    # A scaler with copy=False would overwrite the caller's X.
-    values, lengths, coarse = copy.deepcopy(X), [], _has_float32(X)
+    # A scaler with copy=False overwrites what it is given: not the caller's X.
+    in_place = not all(getattr(transformer, "copy", True) for transformer in steps)
+    values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
     room: NDArray[np.float64] | float = math.inf
     for transformer, (step, reach) in zip(steps, known, strict=True):
         rows = _numbers(values, names, step, reach)
@@ -240,7 +241,10 @@ def _numbers(values: Any, names: NDArray[Any] | None, step: Step, reach: Reach) 
     if hasattr(values, "columns") and names is not None:
         # By name, as scikit-learn's ColumnTransformer takes them: the order may be another.
         reads = np.arange(len(names)) if reads is None else reads
-        columns = [values[names[index]] for index in reads]
+        missing = [name for name in names[reads] if name not in values.columns]
+        if missing:
+            raise ValueError(f"columns are missing: {missing}; X must have those seen at fit.")
+        columns = [values[name] for name in names[reads]]
     else:
         rows = np.asarray(values)
         reads = np.arange(rows.shape[1]) if reads is None else reads
@@ -269,11 +273,8 @@ def _check_columns(steps: list[Any], X: Any, names: NDArray[Any] | None) -> None
     columns = list(X.columns)
     if len(set(columns)) < len(columns):
         raise ValueError(f"columns of X must have different names, got {columns}.")
-    if steps and type(steps[0]) is ColumnTransformer:
-        missing = [name for name in names if name not in columns]
-        if missing:
-            raise ValueError(f"columns are missing: {missing}; X must have those seen at fit.")
-    elif columns != list(names):
+    by_name = steps and type(steps[0]) is ColumnTransformer
+    if not by_name and columns != list(names):
         raise ValueError(
             f"columns of X must be those seen at fit in the same order, {list(names)}, got {columns}."
         )

@@ -936,3 +936,21 @@ def test_rows_that_are_not_finite_certify_nothing(digits):
         for radii in (pipeline[-1].certificates_(X), certificates(pipeline, X)):
             assert radii[:2].tolist() == [0, 0]
             assert not np.isnan(radii).any()
+
+
+def test_columns_that_are_dropped_may_be_missing(mixed_table):
+    X, y = mixed_table
+    prepare = ColumnTransformer([("numbers", StandardScaler(), ["age", "visits"])])
+    pipeline = make_pipeline(prepare, quick()).fit(X, y)
+    radii = certificates(pipeline, X[["visits", "age"]])
+    np.testing.assert_array_equal(radii, certificates(pipeline, X))
+    assert radii.max() > 0
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_the_callers_rows_are_left_as_they_are(digits, copy):
+    X = digits[0].astype(np.float64)
+    pipeline = make_pipeline(StandardScaler(copy=copy), quick(max_epochs=1)).fit(X.copy(), digits[1])
+    before = X.copy()
+    certificates(pipeline, X)
+    np.testing.assert_array_equal(X, before)
