@@ -6,10 +6,12 @@ is worse than none. Nothing here samples or estimates.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -18,6 +20,7 @@ from sklip.norms import convolution_norm_upper, matrix_norm_upper
 
 __all__ = [
     "both_axes",
+    "chain_bounds",
     "checked_bound",
     "lipschitz_bound",
     "plain_groups",
@@ -27,8 +30,11 @@ __all__ = [
 ]
 
 Rule = TypeVar("Rule", bound=Callable[[Any], float])
+ShapedRule = TypeVar("ShapedRule", bound=Callable[[Any, "Shape"], float])
 
-_MODULE_RULES: dict[type, Callable[[Any], float]] = {}
+# A rule takes the module and the shape of one sample, which is None where nobody asked for it.
+Shape = tuple[int, ...] | None
+_MODULE_RULES: dict[type, Callable[[Any, Shape], float]] = {}
 
 
 def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:
@@ -55,13 +61,22 @@ def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule],
 
     def register(rule: Rule) -> Rule:
         for module_type in module_types:
+            _MODULE_RULES[module_type] = lambda module, shape: rule(module)
+        return rule
+
+    return register
+
+
+def _register_with_shape(*module_types: type[nn.Module]) -> Callable[[ShapedRule], ShapedRule]:
+    def register(rule: ShapedRule) -> ShapedRule:
+        for module_type in module_types:
             _MODULE_RULES[module_type] = rule
         return rule
 
     return register
 
 
-def lipschitz_bound(module: nn.Module) -> float:
+def lipschitz_bound(module: nn.Module, input_shape: Sequence[int] | None = None) -> float:
     r"""Proven L with :math:`\|f(x) - f(x')\|_2 \le L \|x - x'\|_2` for the exact function of `module`.
 
     The bound comes from the weights alone, in float64, with its own rounding charged: matrices by
@@ -74,6 +89,9 @@ def lipschitz_bound(module: nn.Module) -> float:
     ----------
     module : torch.nn.Module
         A module all of whose parts have a rule, in the state in which it will be used.
+    input_shape : sequence of int, default=None
+        Shape of one sample, without the batch. Only convolutions with circular padding and a stride
+        need it: their bound holds where the stride divides the size of the map.
 
     Returns
     -------
@@ -97,6 +115,52 @@ def lipschitz_bound(module: nn.Module) -> float:
     >>> round(lipschitz_bound(torch.nn.Sequential(linear, torch.nn.ReLU())), 9)
     2.0
     """
+    (bound,) = chain_bounds([module], input_shape)
+    return bound
+
+
+def chain_bounds(chain: Sequence[nn.Module], input_shape: Sequence[int] | None) -> list[float]:
+    """Return the bound of each of several modules, of which each takes what the one before gives.
+
+    Parameters
+    ----------
+    chain : sequence of torch.nn.Module
+    input_shape : sequence of int, or None
+        As for :func:`lipschitz_bound`.
+
+    Returns
+    -------
+    bounds : list of float
+    """
+    known = [module for module in chain if isinstance(module, nn.Module)]
+    asks = any(_asks_for_size(part) for module in known for part in module.modules())
+    return _chain_bounds(chain, None if input_shape is None or not asks else tuple(input_shape))
+
+
+def _chain_bounds(chain: Iterable[nn.Module], shape: Shape) -> list[float]:
+    bounds = []
+    for module in chain:
+        bounds.append(_bound(module, shape))
+        shape = _output_shape(module, shape)
+    return bounds
+
+
+def _output_shape(module: nn.Module, shape: Shape) -> Shape:
+    if shape is None:
+        return None
+    probe = copy.deepcopy(module).to("meta", torch.float32)
+    with torch.no_grad():
+        return tuple(probe(torch.empty(1, *shape, device="meta")).shape[1:])
+
+
+def _asks_for_size(module: nn.Module) -> bool:
+    convolutions = (nn.Conv2d, layers.SpectralConv2d, layers.OrthogonalConv2d)
+    if not isinstance(module, convolutions) or module.padding_mode != "circular":
+        return False
+    return tuple(module.stride) != (1, 1)
+
+
+def _bound(module: nn.Module, shape: Shape) -> float:
     rule = _MODULE_RULES.get(type(module))
     if rule is None:
         raise TypeError(
@@ -104,7 +168,7 @@ def lipschitz_bound(module: nn.Module) -> float:
             "proven rule with sklip.bounds.register_lipschitz_bound."
         )
     refuse_altered(module)
-    return checked_bound(rule(module), module)
+    return checked_bound(rule(module, shape), module)
 
 
 def rounded_up_product(factors: Iterable[float]) -> float:
@@ -150,10 +214,10 @@ def _linear(module: nn.Linear) -> float:
     return matrix_norm_upper(module.weight)
 
 
-@register_lipschitz_bound(nn.Conv2d)
-def _conv2d(module: nn.Conv2d) -> float:
+@_register_with_shape(nn.Conv2d)
+def _conv2d(module: nn.Conv2d, shape: Shape) -> float:
     if module.padding_mode == "circular":
-        _check_circular(module)
+        _check_circular(module, shape)
     elif module.padding_mode != "zeros":
         raise TypeError(
             f"Conv2d with padding_mode={module.padding_mode!r} has no Lipschitz bound; use 'zeros' "
@@ -176,14 +240,22 @@ def plain_groups(module: nn.Conv2d) -> Iterator[tuple[Tensor, tuple[int, int]]]:
         yield part, stride
 
 
-def _check_circular(module: nn.Conv2d) -> None:
+def _check_circular(module: nn.Conv2d, shape: Shape) -> None:
     """Where circular padding wraps a pixel twice, the supremum of the symbol is no bound."""
     # Read from what the forward pass uses: attributes may have been set since.
-    if tuple(module.stride) != (1, 1):
-        raise TypeError(
-            "Conv2d with circular padding and a stride has no Lipschitz bound, as it depends on the "
-            "size of the map; use padding_mode='zeros'."
-        )
+    if _asks_for_size(module):
+        if shape is None:
+            raise TypeError(
+                "Conv2d with circular padding and a stride has no Lipschitz bound for maps of any "
+                "size; pass input_shape, or use padding_mode='zeros'."
+            )
+        if any(side % step for side, step in zip(shape[1:], module.stride, strict=True)):
+            # Then the last patches lie in another phase than the first.
+            raise TypeError(
+                "Conv2d with circular padding has no Lipschitz bound unless its stride divides the "
+                f"size of the map, got stride={tuple(module.stride)} for {tuple(shape[1:])}; use "
+                "padding_mode='zeros'."
+            )
     spans = [d * (k - 1) for d, k in zip(module.dilation, module.weight.shape[2:], strict=True)]
     left, right, top, bottom = module._reversed_padding_repeated_twice
     if top + bottom > spans[0] or left + right > spans[1]:
@@ -295,27 +367,28 @@ def _scaled(module: layers.Scale) -> float:
     return abs(module.k)
 
 
-@register_lipschitz_bound(nn.Sequential)
-def _sequential(module: nn.Sequential) -> float:
-    return rounded_up_product(lipschitz_bound(child) for child in module)
+@_register_with_shape(nn.Sequential)
+def _sequential(module: nn.Sequential, shape: Shape) -> float:
+    return rounded_up_product(_chain_bounds(module, shape))
 
 
-@register_lipschitz_bound(
+@_register_with_shape(
     layers.SpectralLinear,
     layers.SpectralConv2d,
     layers.OrthogonalConv2d,
 )
-def _constrained(module: nn.Module) -> float:
-    return lipschitz_bound(layers.to_torch(module))
+def _constrained(module: nn.Module, shape: Shape) -> float:
+    return _bound(layers.to_torch(module), shape)
 
 
-@register_lipschitz_bound(layers.Sequential)
-def _constrained_sequential(module: layers.Sequential) -> float:
+@_register_with_shape(layers.Sequential)
+def _constrained_sequential(module: layers.Sequential, shape: Shape) -> float:
     # Child by child: an export of the whole would drop hooks and replaced methods unseen.
-    return rounded_up_product([abs(module.factor) * (1 + 2.0**-51), *map(lipschitz_bound, module)])
+    factor = abs(module.factor) * (1 + 2.0**-51)
+    return rounded_up_product([factor, *_chain_bounds(module, shape)])
 
 
-@register_lipschitz_bound(layers.Residual)
-def _residual(module: layers.Residual) -> float:
-    branch = rounded_up_product(lipschitz_bound(child) for child in module)
+@_register_with_shape(layers.Residual)
+def _residual(module: layers.Residual, shape: Shape) -> float:
+    branch = rounded_up_product(_chain_bounds(module, shape))
     return math.nextafter(1 + branch, math.inf)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sklip import layers
-from sklip.bounds import lipschitz_bound, refuse_altered, rounded_up_product
+from sklip.bounds import chain_bounds, lipschitz_bound, refuse_altered, rounded_up_product
 from sklip.inference import flat_chain
 from sklip.norms import matrix_norm_upper, row_distances_upper
 from sklip.rounding import Precision, layer_steps, length_upper, longest_input, propagate
@@ -55,7 +55,7 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     arXiv 2108.04062.
     """
     chain = _checked_chain(network)
-    return _margin_bounds(chain, [lipschitz_bound(layer) for layer in chain], n_outputs)
+    return _margin_bounds(chain, chain_bounds(chain, None), n_outputs)
 
 
 def scaled_margin_bounds(
@@ -159,7 +159,7 @@ def rounding_charges(
         something might overflow.
     """
     chain = _checked_chain(network)
-    constants = [lipschitz_bound(layer) for layer in chain]
+    constants = chain_bounds(chain, input_shape)
     return _rounding_charges(chain, constants, n_outputs, dtype, input_shape)
 
 
@@ -231,7 +231,7 @@ def prove(network: nn.Module, n_outputs: int, dtype: str, input_shape: tuple[int
     proof : Proof
     """
     chain = _checked_chain(network)
-    constants = [lipschitz_bound(layer) for layer in chain]
+    constants = chain_bounds(chain, input_shape)
     return Proof(
         rounded_up_product(constants),
         _margin_bounds(chain, constants, n_outputs),

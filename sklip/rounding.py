@@ -37,7 +37,7 @@ import torch
 from torch import nn
 
 from sklip import layers
-from sklip.bounds import both_axes, lipschitz_bound, plain_groups
+from sklip.bounds import both_axes, chain_bounds, lipschitz_bound, plain_groups
 from sklip.inference import BLOCK, CONVOLUTION_BLOCK, flat_chain
 from sklip.norms import absolute_convolution_norm_upper, matrix_norm_upper
 
@@ -446,7 +446,7 @@ def _avg_pool(module: nn.AvgPool2d, precision: Precision, shape: torch.Size) -> 
 @register_rounding_bound(layers.Residual)
 def _residual(module: layers.Residual, precision: Precision, shape: torch.Size) -> tuple[float, float]:
     chain = [layer for child in module for layer in flat_chain(child)]
-    steps = _layer_steps(chain, [lipschitz_bound(layer) for layer in chain], precision, shape)
+    steps = _layer_steps(chain, chain_bounds(chain, shape), precision, shape)
     # The branch starts with the computed values, of which it may flush some to zero.
     lost = _flushed(precision, shape)
     ends = [propagate(steps[:end], 0.0, lost) for end in range(len(steps) + 1)]

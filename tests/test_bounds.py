@@ -935,3 +935,56 @@ def test_a_rule_that_gives_no_constant_is_an_error(value):
 def test_the_refusal_says_how_to_register_a_rule():
     with pytest.raises(TypeError, match=r"Negate has .*\.register_lipschitz_bound"):
         lipschitz_bound(Negate())
+
+
+# -- circular padding with a stride ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "dilation", "padding", "sizes"),
+    [
+        (2, 2, 1, 0, [(4, 4), (6, 2)]),
+        (3, 2, 1, 1, [(4, 6), (8, 8)]),
+        (3, (2, 1), 1, (1, 1), [(6, 5), (2, 3)]),
+        (3, (3, 2), 1, (1, 0), [(9, 4), (3, 6)]),
+        ((4, 3), 2, 1, (1, 1), [(8, 4)]),
+        (3, 2, 2, 2, [(8, 8), (4, 6)]),
+        (5, 4, 1, 2, [(8, 12), (4, 4)]),
+    ],
+)
+def test_strided_circular_convolutions_are_bounded_where_the_stride_divides_the_map(
+    kernel_size, stride, dilation, padding, sizes, groups
+):
+    torch.manual_seed(0)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    module = nn.Conv2d(4, 6, kernel_size, padding_mode="circular", bias=False, **options).double()
+    for size in sizes:
+        inputs = torch.eye(4 * math.prod(size), dtype=torch.float64).view(-1, 4, *size)
+        norm = np.linalg.norm(module(inputs).detach().flatten(1).numpy(), 2)
+        assert lipschitz_bound(module, (4, *size)) >= norm * (1 - 1e-12)
+    # On a large map the norm comes close to the supremum.
+    assert lipschitz_bound(module, (4, *sizes[0])) <= 1.35 * norm
+
+
+def test_a_stride_that_does_not_divide_a_circular_map_is_refused():
+    module = nn.Sequential(nn.ReLU(), nn.Conv2d(2, 2, 3, stride=2, padding=1, padding_mode="circular"))
+    lipschitz_bound(module, (2, 8, 6))
+    with pytest.raises(TypeError, match="unless its stride divides the size of the map"):
+        lipschitz_bound(module, (2, 7, 6))
+    with pytest.raises(TypeError, match="pass input_shape"):
+        lipschitz_bound(module)
+
+
+def test_the_size_of_the_map_is_followed_through_the_layers():
+    circular = nn.Conv2d(2, 2, 3, stride=2, padding=1, padding_mode="circular")
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(circular, layers.Residual(nn.Tanh())))
+    lipschitz_bound(network, (1, 10, 6))
+    with pytest.raises(TypeError, match=r"stride=\(2, 2\) for \(9, 4\)"):
+        lipschitz_bound(network, (1, 11, 6))
+
+
+def test_strided_circular_orthogonal_convolutions_are_orthogonal():
+    layer = layers.OrthogonalConv2d(4, 16, 3, stride=2, padding_mode="circular").double()
+    layers.polish_(layer)  # to the precision of float64
+    assert 1 - 1e-9 <= lipschitz_bound(layer, (4, 8, 8)) <= 1 + 1e-9

@@ -655,3 +655,26 @@ def test_an_error_in_a_batch_drawn_ahead_is_raised():
 
     with pytest.raises(OSError, match="the file is gone"):
         list(_one_ahead(fails, iter(range(3))))
+
+
+class Circular:
+    """Strided orthogonal convolutions on a torus."""
+
+    def __call__(self, input_shape, n_outputs):
+        return Sequential(
+            OrthogonalConv2d(1, 4, 3, stride=2, padding_mode="circular"),
+            GroupSort2(),
+            Flatten(),
+            SpectralLinear(64, n_outputs),
+        )
+
+
+def test_strided_circular_convolutions_train_and_certify():
+    X, y = load_digits(return_X_y=True)
+    clf = LipschitzClassifier(
+        architecture=Circular(), input_shape=(1, 8, 8), max_epochs=30, random_state=0
+    ).fit(X / 16, y)
+    assert clf.lipschitz_bound_ < 1 + 1e-5
+    assert clf.certified_score(X / 16, y, eps=0.1) > 0.3
+    loaded = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(loaded.certificates_(X / 16), clf.certificates_(X / 16))
