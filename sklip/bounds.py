@@ -194,14 +194,16 @@ def checked_bound(bound: float, described: Any) -> float:
 def refuse_altered(module: nn.Module) -> None:
     """Refuse a module that computes something else than its class says."""
     name = type(module).__name__
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
+    # Of every kind: on outputs, on gradients, on what is stored and loaded.
+    hooks = [value for key, value in vars(module).items() if key.endswith("_hooks")]
+    hooks += [
         torch_module._global_forward_hooks,
         torch_module._global_forward_pre_hooks,
-    )
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+    ]
     if any(hooks):
-        raise TypeError(f"{name} has forward hooks, which may change its output; remove them.")
+        raise TypeError(f"{name} has hooks, which may change what it computes; remove them.")
     replaced = [
         key for key, value in vars(module).items() if callable(value) and hasattr(type(module), key)
     ]

@@ -772,6 +772,11 @@ HOOKS = {
     "before with keywords": lambda module: module.register_forward_pre_hook(
         lambda module, inputs, keywords: ((10 * inputs[0],), keywords), with_kwargs=True
     ),
+    "backward": lambda module: module.register_full_backward_hook(louder),
+    "before backward": lambda module: module.register_full_backward_pre_hook(louder),
+    "on storing": lambda module: module.register_state_dict_pre_hook(louder),
+    "on loading": lambda module: module.register_load_state_dict_post_hook(louder),
+    "global backward": lambda module: torch_module.register_module_full_backward_hook(louder),
     "global": lambda module: torch_module.register_module_forward_hook(louder),
     "global, always": lambda module: torch_module.register_module_forward_hook(
         louder, always_call=True
@@ -798,7 +803,7 @@ def test_hooks_are_refused_and_forgotten_once_removed(make, register):
     hook = register(module)
     try:
         for attempt in (module, nn.Sequential(module), layers.Residual(nn.Sequential(module))):
-            with pytest.raises(TypeError, match="forward hooks"):
+            with pytest.raises(TypeError, match="hooks"):
                 lipschitz_bound(attempt)
     finally:
         hook.remove()
@@ -920,7 +925,7 @@ def test_a_registered_rule_counts_for_exactly_its_types():
     assert 3 <= lipschitz_bound(nn.Sequential(layers.Scale(3.0), Negate())) <= 3 * (1 + 4 * EPS)
     with pytest.raises(TypeError, match="NegateToo"):
         lipschitz_bound(NegateToo())
-    with pytest.raises(TypeError, match="forward hooks"):
+    with pytest.raises(TypeError, match="hooks"):
         lipschitz_bound(hooked(Negate(), HOOKS["forward"]))
 
 

@@ -360,7 +360,7 @@ def test_nothing_is_folded_into_another_first_layer(network):
 def test_an_altered_layer_before_the_first_is_refused_when_folding():
     network = nn.Sequential(layers.Center(2), nn.Linear(2, 3))
     network[0].register_forward_hook(lambda module, inputs, output: 10 * output)
-    with pytest.raises(TypeError, match="Center has forward hooks"):
+    with pytest.raises(TypeError, match="Center has hooks"):
         scaled_margin_bounds(network, 3, np.ones(2))
 
 
