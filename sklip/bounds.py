@@ -218,6 +218,13 @@ def _linear(module: nn.Linear) -> float:
 
 @_register_with_shape(nn.Conv2d)
 def _conv2d(module: nn.Conv2d, shape: Shape) -> float:
+    if not isinstance(module.padding, str):
+        height, width = module.padding
+        if [*module._reversed_padding_repeated_twice] != [width, width, height, height]:
+            raise TypeError(
+                "Conv2d whose padding was set after it was made has no Lipschitz bound, as its parts "
+                f"disagree, got padding={module.padding}; make the layer anew."
+            )
     if module.padding_mode == "circular":
         _check_circular(module, shape)
     elif module.padding_mode != "zeros":

@@ -178,8 +178,9 @@ def _approach(
     # The bounds come first: a step that has none is refused before any work is done.
     known, _ = _walked(steps, fixed, Precision.of(np.float64))
     _check_columns(steps, X, names)
-    # A scaler with copy=False overwrites what it is given: not the caller's X.
-    in_place = not all(getattr(transformer, "copy", True) for transformer in steps)
+    # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
+    # the caller's X.
+    in_place = fixed.any() or not all(getattr(transformer, "copy", True) for transformer in steps)
     values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
     room: NDArray[np.float64] | float = math.inf
     for transformer, (step, reach) in zip(steps, known, strict=True):

@@ -592,11 +592,14 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, rows: NDArray[Any], codes: NDArray[np.intp], weight: NDArray[np.float64] | None
     ) -> TensorData:
         X, dtype = self._as_tensor(rows), getattr(torch, self.dtype_)
+        if weight is not None:
+            # Only ratios count, and the largest weight must not be lost to the network's precision.
+            weight = (weight / weight.max()).astype(self.dtype_)
         resident = fits_on(self.device_, X)
         data = TensorData(
             X.to(self.device_) if resident else X,
             torch.from_numpy(codes).to(self.device_),
-            None if weight is None else torch.from_numpy(weight).to(self.device_, dtype),
+            None if weight is None else torch.from_numpy(weight).to(self.device_),
             dtype,
             ahead=not resident or is_mapped(rows),
         )
@@ -663,7 +666,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         logits, lengths = self._logits(rows).cpu().numpy(), row_lengths_upper(rows)
         bounds, moved, growth = self.margin_bounds_ * approach.bound, approach.moved, approach.growth
         if approach.factors is not None:
-            folded = scaled_margin_bounds(self.network_, self._n_outputs(), approach.factors)
+            folded = scaled_margin_bounds(
+                self.network_, self._n_outputs(), approach.factors, self.input_shape_
+            )
             bounds = bounds if folded is None else np.minimum(bounds, folded)
         # Errors of the network at x and at x', and of what it sees there.
         charges: list[tuple[NDArray[np.float64], NDArray[np.float64] | float]] = [

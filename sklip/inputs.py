@@ -32,7 +32,7 @@ __all__ = [
 _CHANNEL_COUNTS = (1, 2, 3, 4)
 _VALUES_AT_ONCE = 2**22
 # What a torch tensor can hold, and index, on every device.
-_TORCH_TYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+_TORCH_TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
 def check_input_shape(input_shape: Any) -> tuple[int, int, int] | None:
@@ -121,7 +121,7 @@ def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def check_castable(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return rows as they are, or cast if torch has no such type; too large a value is an error."""
-    if rows.dtype.name not in _TORCH_TYPES:
+    if rows.dtype.name not in _TORCH_TYPES or not rows.dtype.isnative:
         return cast_rows(rows, dtype)
     if rows.dtype.kind == "f" and rows.dtype.itemsize > np.dtype(dtype).itemsize:
         for piece in row_pieces(rows):

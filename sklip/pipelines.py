@@ -303,17 +303,18 @@ def _part(
     precision: Precision,
 ) -> _Part:
     reach = start.of_values(reads)
-    if n_outputs is not None and reach.bound == 0:
-        # Computed from fixed columns alone: whatever comes out is the same for every x'.
-        held = Reach(start.gains * 0.0, np.zeros(n_outputs, dtype=np.intp), np.zeros(n_outputs))
-        return _Part(reads, Step(0.0, np.inf, 0.0, 0.0), held, given=True)
-    steps = []
     for transformer in flat_steps(branch):
         if not getattr(transformer, "copy", True):
             raise TypeError(
                 f"{type(transformer).__name__} with copy=False overwrites what the parts beside it "
                 "read; set copy=True."
             )
+    if n_outputs is not None and reach.bound == 0:
+        # Computed from fixed columns alone: whatever comes out is the same for every x'.
+        held = Reach(start.gains * 0.0, np.zeros(n_outputs, dtype=np.intp), np.zeros(n_outputs))
+        return _Part(reads, Step(0.0, np.inf, 0.0, 0.0), held, given=True)
+    steps = []
+    for transformer in flat_steps(branch):
         step, reach = described(transformer, reach, precision)
         steps.append(step)
     if weight is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sklip import layers
-from sklip.bounds import chain_bounds, lipschitz_bound, refuse_altered, rounded_up_product
+from sklip.bounds import chain_bounds, refuse_altered, rounded_up_product
 from sklip.inference import flat_chain
 from sklip.norms import matrix_norm_upper, row_distances_upper
 from sklip.rounding import Precision, layer_steps, length_upper, longest_input, propagate
@@ -30,7 +30,9 @@ __all__ = [
 _TRANSLATIONS = (layers.Center, layers.Flatten, nn.Flatten, nn.Identity)
 
 
-def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
+def margin_bounds(
+    network: nn.Module, n_outputs: int, input_shape: tuple[int, ...] | None = None
+) -> NDArray[np.float64]:
     r"""Proven Lipschitz constants of all logit differences :math:`f_i - f_j` of a plain network.
 
     If the network ends in a linear layer with rows :math:`w_i`, the constant is
@@ -43,6 +45,8 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
         The finished network, in plain layers (see :func:`sklip.layers.to_torch`).
     n_outputs : int
         Number of logits.
+    input_shape : tuple of int, default=None
+        As for :func:`sklip.lipschitz_bound`.
 
     Returns
     -------
@@ -55,11 +59,14 @@ def margin_bounds(network: nn.Module, n_outputs: int) -> NDArray[np.float64]:
     arXiv 2108.04062.
     """
     chain = _checked_chain(network)
-    return _margin_bounds(chain, chain_bounds(chain, None), n_outputs)
+    return _margin_bounds(chain, chain_bounds(chain, input_shape), n_outputs)
 
 
 def scaled_margin_bounds(
-    network: nn.Module, n_outputs: int, factors: NDArray[np.float64]
+    network: nn.Module,
+    n_outputs: int,
+    factors: NDArray[np.float64],
+    input_shape: tuple[int, ...] | None = None,
 ) -> NDArray[np.float64] | None:
     r"""Proven constants of all logit differences behind a scaling of the network's input.
 
@@ -74,6 +81,8 @@ def scaled_margin_bounds(
         Number of logits.
     factors : ndarray of shape (n_features,)
         Diagonal of D, or upper bounds on its absolute values.
+    input_shape : tuple of int, default=None
+        As for :func:`sklip.lipschitz_bound`.
 
     Returns
     -------
@@ -81,14 +90,16 @@ def scaled_margin_bounds(
         As from :func:`margin_bounds`; None if the network doesn't start with a linear layer.
     """
     chain = _checked_chain(network)
-    while len(chain) > 1 and type(chain[0]) in _TRANSLATIONS:
-        lipschitz_bound(chain.pop(0))
-    first = chain[0]
-    if type(first) is not nn.Linear or first.in_features != len(factors):
+    start = 0
+    while start < len(chain) - 1 and type(chain[start]) in _TRANSLATIONS:
+        start += 1
+    first = chain[start]
+    if type(first) is not nn.Linear or first.weight.shape[1] != len(factors):
         return None
+    constants = chain_bounds(chain, input_shape)
     diagonal = torch.from_numpy(np.asarray(factors, dtype=np.float64))
-    constants = [matrix_norm_upper(first.weight, diagonal), *map(lipschitz_bound, chain[1:])]
-    return _margin_bounds(chain, constants, n_outputs, diagonal)
+    constants[start] = matrix_norm_upper(first.weight, diagonal)
+    return _margin_bounds(chain[start:], constants[start:], n_outputs, diagonal)
 
 
 def _margin_bounds(

@@ -303,7 +303,8 @@ def _linear(module: nn.Linear, precision: Precision, shape: torch.Size) -> tuple
     flushed = precision.smallest * 2 * (columns + 1) * math.sqrt(rows)
     lost_weights = precision.smallest * math.sqrt(rows * columns)
     slope = gamma * matrix_norm_upper(module.weight.abs()) + lost_weights
-    return slope, gamma * bias + flushed
+    # On a map, one product for each row of it.
+    return slope, (gamma * bias + flushed) * math.sqrt(math.prod(shape[:-1]))
 
 
 @register_rounding_bound(nn.Conv2d)

@@ -993,3 +993,11 @@ def test_strided_circular_orthogonal_convolutions_are_orthogonal():
     layer = layers.OrthogonalConv2d(4, 16, 3, stride=2, padding_mode="circular").double()
     layers.polish_(layer)  # to the precision of float64
     assert 1 - 1e-9 <= lipschitz_bound(layer, (4, 8, 8)) <= 1 + 1e-9
+
+
+def test_padding_set_after_construction_is_refused():
+    """torch's forward pass reads one attribute for zeros and another for circular padding."""
+    module = nn.Conv2d(1, 1, 3, padding=1)
+    module.padding = (0, 0)
+    with pytest.raises(TypeError, match="padding was set after it was made"):
+        lipschitz_bound(module)

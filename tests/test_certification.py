@@ -954,3 +954,38 @@ def test_the_callers_rows_are_left_as_they_are(digits, copy):
     before = X.copy()
     certificates(pipeline, X)
     np.testing.assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize("scaler", [StandardScaler, MinMaxScaler])
+def test_parts_on_fixed_columns_may_not_overwrite_them(digits, scaler):
+    parts = [("a", scaler(copy=False), slice(0, 3)), ("b", StandardScaler(), slice(3, 64))]
+    pipeline = make_pipeline(ColumnTransformer(parts), quick(max_epochs=1)).fit(
+        digits[0].copy(), digits[1]
+    )
+    with pytest.raises(TypeError, match="with copy=False overwrites"):
+        certificates(pipeline, digits[0], fixed_columns=[0, 1, 2])
+
+
+def overwrite(values):
+    values *= 2
+    return values
+
+
+def test_the_callers_rows_are_left_as_they_are_by_parts_on_fixed_columns(digits):
+    X = digits[0].astype(np.float64)
+    parts = [("a", FunctionTransformer(overwrite), slice(0, 3)), ("b", StandardScaler(), slice(3, 64))]
+    pipeline = make_pipeline(ColumnTransformer(parts), quick(max_epochs=1)).fit(X.copy(), digits[1])
+    before = X.copy()
+    certificates(pipeline, X, fixed_columns=[0, 1, 2])
+    np.testing.assert_array_equal(X, before)
+
+
+def test_a_scaler_before_a_strided_circular_convolution_is_certified():
+    def architecture(input_shape, n_outputs):
+        circular = nn.Conv2d(1, 2, (1, 3), (1, 2), (0, 1), padding_mode="circular")
+        return nn.Sequential(nn.Linear(8, 8), circular, nn.Flatten(), nn.Linear(8, n_outputs))
+
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 8)), np.arange(60) % 3
+    model = LipschitzClassifier(input_shape=(1, 1, 8), architecture=architecture, max_epochs=2)
+    assert certificates(make_pipeline(StandardScaler(), model).fit(X, y), X).shape == (60,)

@@ -678,3 +678,28 @@ def test_strided_circular_convolutions_train_and_certify():
     assert clf.certified_score(X / 16, y, eps=0.1) > 0.3
     loaded = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(loaded.certificates_(X / 16), clf.certificates_(X / 16))
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-46, 1e38, 1e300])
+def test_only_ratios_of_weights_count_in_either_precision(size):
+    X, y = make_blobs(60, centers=3, random_state=0)
+    weight = np.random.default_rng(0).uniform(0.5, 1.0, 60)
+    for dtype in ("float32", "float64"):
+        fits = [
+            LipschitzClassifier(max_epochs=5, dtype=dtype, random_state=0).fit(X, y, sample_weight=w)
+            for w in (weight, weight * size)
+        ]
+        np.testing.assert_allclose(
+            fits[0].decision_function(X), fits[1].decision_function(X), rtol=1e-3, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4", "bool", "uint16"])
+def test_arrays_of_other_types_train_as_float32(dtype):
+    X = (np.random.default_rng(0).random((60, 4)) * 5).astype(dtype)
+    y = np.arange(60) % 3
+    fits = [
+        LipschitzClassifier(max_epochs=3, dtype="float32", random_state=0).fit(values, y)
+        for values in (X, X.astype(np.float32))
+    ]
+    np.testing.assert_array_equal(fits[0].certificates_(X), fits[1].certificates_(X))

@@ -1,5 +1,8 @@
 """Direct sums compute what the plain layers compute, whatever the global switches say."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +127,35 @@ def test_autocast_does_not_reach_the_sums():
     expected = direct_forward(network, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(direct_forward(network, x), expected)
+
+
+SWITCHES = [
+    "backends.cuda.matmul.fp32_precision = 'tf32'",
+    "backends.fp32_precision = 'tf32'",
+    "backends.mkldnn.fp32_precision = 'bf16'",
+    "backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "backends.mkldnn.conv.fp32_precision = 'bf16'",
+    "set_float32_matmul_precision('medium')",
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_no_global_switch_changes_a_prediction_by_more_than_float32_does(switch):
+    """Each in a process of its own: torch won't have the older and the newer switches mixed."""
+    code = f"""
+import torch
+torch.manual_seed(0)
+from sklip.inference import direct_forward
+from sklip.layers import to_torch
+from sklip.networks import lipschitz_cnn
+network = to_torch(lipschitz_cnn((1, 8, 8), 10)).eval()
+X = torch.randn(300, 1, 8, 8)
+exact = direct_forward(network.double(), X.double())
+network.float()
+try:
+    torch.{switch}
+except AttributeError:
+    raise SystemExit(0)  # a version of torch without this switch
+assert (direct_forward(network, X) - exact).abs().max() < 1e-5
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -638,3 +638,15 @@ def test_margin_bounds_are_not_changed_by_the_precision(digits):
     """The charge is beside the constants, not in them."""
     network = randomised(lipschitz_mlp((4,), 3, (8,)))
     np.testing.assert_array_equal(margin_bounds(network, 3), margin_bounds(network.float(), 3))
+
+
+def test_a_linear_layer_on_a_map_is_charged_for_each_of_its_rows():
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1 / 3)
+    (step,) = layer_steps([layer], [1.0], "float32", (1, 10_000, 1))
+    x = torch.rand(1, 1, 10_000, 1, generator=torch.Generator().manual_seed(0)) * 1e-3
+    exact = (x.double() * layer.weight.double() + layer.bias.double()).detach()
+    error = float((direct_forward(layer, x).double() - exact).norm())
+    assert error <= step.error_slope * float(x.double().norm()) + step.error_offset
