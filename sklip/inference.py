@@ -33,8 +33,8 @@ __all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gather
 BLOCK = 64
 # The same for a convolution, in whole channels: at least one.
 CONVOLUTION_BLOCK = 512
-# Rows evaluated at once: bounds memory whatever the number of rows.
-_ROWS = 256
+# Rows evaluated at once: bounds memory whatever the number of rows, and fits the cache.
+_ROWS = 128
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
 
 
