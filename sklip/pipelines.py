@@ -32,9 +32,14 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
 
 from sklip.bounds import checked_bound
-from sklip.norms import matrix_norm_upper
 from sklip.rounding import Precision, Step, propagate
-from sklip.transformers import ColumnStep, LinearStep, refuse_replaced, transformer_step
+from sklip.transformers import (
+    ColumnStep,
+    LinearStep,
+    refuse_replaced,
+    stored_matrix_norm_upper,
+    transformer_step,
+)
 
 __all__ = ["Reach", "SideBySide", "described", "flat_steps", "is_weighted", "transformer_bound"]
 
@@ -82,9 +87,8 @@ class Reach:
         factors = self.separate_factors
         if isinstance(step, LinearStep) and self.sources is not None and factors is not None:
             # The factors are folded into the matrix: the norm of the product is the constant.
-            matrix = step.matrix * torch.from_numpy(factors)
-            norm = matrix_norm_upper(matrix) + 2.0**-48 * float(matrix.norm())
             gains = np.zeros_like(self.gains)
+            norm = stored_matrix_norm_upper(step.matrix, torch.from_numpy(factors))
             gains[self.sources[factors > 0]] = norm
             return Reach(gains, None, None)
         if self.sources is None or self.factors is None or not isinstance(step, ColumnStep):

@@ -42,6 +42,7 @@ __all__ = [
     "LinearStep",
     "refuse_replaced",
     "register_transformer_bound",
+    "stored_matrix_norm_upper",
     "transformer_step",
 ]
 
@@ -99,6 +100,13 @@ class LinearStep(Step):
     """
 
     matrix: Tensor
+
+
+def stored_matrix_norm_upper(matrix: Tensor, factors: Tensor | None = None) -> float:
+    """Return a bound on the norm of a LinearStep's matrix, its columns multiplied by `factors`."""
+    # Entries that are off by 2 ** -50 of themselves make an error of at most so much of the Frobenius
+    # norm, which is at most the root of the rank times the norm.
+    return matrix_norm_upper(matrix, factors) * (1 + 2.0**-50 * min(matrix.shape))
 
 
 @dataclass(frozen=True)
@@ -241,8 +249,8 @@ def _linear(matrix: NDArray[Any], shift: NDArray[Any], precision: Precision) -> 
     weights = torch.from_numpy(np.array(matrix, dtype=np.float64))
     rows, columns = weights.shape
     # Four roundings made the matrix out of stored numbers.
-    constant = matrix_norm_upper(weights) * (1 + 2.0**-50)
-    absolute = matrix_norm_upper(weights.abs()) * (1 + 2.0**-50)
+    constant = stored_matrix_norm_upper(weights)
+    absolute = stored_matrix_norm_upper(weights.abs())
     length = float(np.linalg.norm(shift)) * (1 + 2.0**-30)
     gamma = precision.gamma(columns + 8)
     flushed = precision.smallest * 4 * (columns + 2) * math.sqrt(rows) * (1 + absolute)
