@@ -176,15 +176,16 @@ def _approach(
 ) -> tuple[Any, Approach]:
     """Return what the steps make of X, and what is known of the way there."""
     # The bounds come first: a step that has none is refused before any work is done.
-    known, _ = _walked(steps, fixed, Precision.of(np.float64))
+    precision = Precision.of(np.float64)
+    known, reach = _walked(steps, fixed, precision)
     _check_columns(steps, X, names)
     # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
     # the caller's X.
     in_place = fixed.any() or not all(getattr(transformer, "copy", True) for transformer in steps)
     values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
     room: NDArray[np.float64] | float = math.inf
-    for transformer, (step, reach) in zip(steps, known, strict=True):
-        rows = _numbers(values, names, step, reach)
+    for transformer, (step, before) in zip(steps, known, strict=True):
+        rows = _numbers(values, names, step, before)
         names = None  # of the caller's columns
         missing = np.isnan(rows)
         room = np.where(missing.any(axis=1), 0.0, room)
@@ -196,12 +197,13 @@ def _approach(
             )
         values = transformer.transform(values)
         coarse = coarse or _has_float32(values)
-    precision = Precision.of(np.float32 if coarse else np.float64)
+    if coarse:
+        precision = Precision.of(np.float32)
+        known, reach = _walked(steps, fixed, precision)
     # What the next step sees lies so far from where exact steps would put it: at x, and at an x' in the
     # ball, where it grows with the distance of x'.
     at_x: NDArray[np.float64] | float = 0.0
     nearby, growth = at_x, 0.0
-    known, reach = _walked(steps, fixed, precision)
     for (step, before), length in zip(known, lengths, strict=True):
         spread = before.bound + growth
         reached = length + at_x + nearby
