@@ -60,8 +60,7 @@ def register_lipschitz_bound(*module_types: type[nn.Module]) -> Callable[[Rule],
     """
 
     def register(rule: Rule) -> Rule:
-        for module_type in module_types:
-            _MODULE_RULES[module_type] = lambda module, shape: rule(module)
+        _register_with_shape(*module_types)(lambda module, shape: rule(module))
         return rule
 
     return register

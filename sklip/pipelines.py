@@ -201,12 +201,13 @@ def flat_steps(transformer: Any) -> Iterator[Any]:
         refuse_replaced(transformer)
         for _, step in transformer.steps:
             yield from flat_steps(step)
-    elif transformer is not None and not _passes(transformer):
+    elif transformer is not None and not _is_named(transformer, "passthrough"):
         yield transformer
 
 
-def _passes(transformer: Any) -> bool:
-    return isinstance(transformer, str) and transformer == "passthrough"
+def _is_named(transformer: Any, word: str) -> bool:
+    """Whether one of scikit-learn's words stands in the place of a transformer."""
+    return isinstance(transformer, str) and transformer == word
 
 
 def described(transformer: Any, reach: Reach, precision: Precision) -> tuple[Step, Reach]:
@@ -256,18 +257,22 @@ def _branches(
     transformer: Any, n_values: int
 ) -> Iterator[tuple[str, Any, NDArray[np.intp], int | None]]:
     """Yield name, transformer, indices of what it reads, and the number of its outputs if known."""
-    everything = np.arange(n_values)
-    if type(transformer) is FeatureUnion:
-        for name, branch in transformer.transformer_list:
-            if not (isinstance(branch, str) and branch == "drop"):
-                yield name, _identity_or(branch), everything, None
-        return
-    for name, branch, _ in transformer.transformers_:
+    for name, branch in _kept_parts(transformer):
+        if type(transformer) is FeatureUnion:
+            yield name, _identity_or(branch), np.arange(n_values), None
+            continue
         # The one private name: which columns fit resolved names, slices, masks and callables to.
         reads = np.asarray(transformer._transformer_to_input_indices[name], dtype=np.intp)
-        if len(reads) > 0 and not (isinstance(branch, str) and branch == "drop"):
+        if len(reads) > 0:
             outputs = transformer.output_indices_[name]
             yield name, _identity_or(branch), reads, outputs.stop - outputs.start
+
+
+def _kept_parts(transformer: Any) -> list[tuple[str, Any]]:
+    """Names and parts of a fitted ColumnTransformer or FeatureUnion, without those that are dropped."""
+    of_columns = type(transformer) is ColumnTransformer
+    entries = transformer.transformers_ if of_columns else transformer.transformer_list
+    return [(name, part) for name, part, *_ in entries if not _is_named(part, "drop")]
 
 
 def _identity_or(branch: Any) -> Any:
@@ -282,20 +287,16 @@ def _n_inputs(transformer: Any) -> int:
     """Number of inputs; a FeatureUnion knows it from its parts, of which some may be dropped."""
     if type(transformer) is ColumnTransformer:
         return int(transformer.n_features_in_)
-    parts = [part for _, part in transformer.transformer_list]
+    parts = [part for _, part in _kept_parts(transformer)]
     return next(int(part.n_features_in_) for part in parts if hasattr(part, "n_features_in_"))
 
 
 def is_weighted(transformer: Any) -> bool:
     """Whether any part of a step is multiplied by an entry of transformer_weights."""
-    if type(transformer) is ColumnTransformer:
-        parts = [part for _, part, _ in transformer.transformers_]
-    elif type(transformer) is FeatureUnion:
-        parts = [part for _, part in transformer.transformer_list]
-    else:
+    if type(transformer) not in (ColumnTransformer, FeatureUnion):
         return False
-    weighted = transformer.transformer_weights
-    return bool(weighted) or any(is_weighted(step) for part in parts for step in flat_steps(part))
+    steps = (step for _, part in _kept_parts(transformer) for step in flat_steps(part))
+    return bool(transformer.transformer_weights) or any(map(is_weighted, steps))
 
 
 def _part(
