@@ -418,7 +418,7 @@ def _softplus(module: nn.Softplus, precision: Precision, shape: torch.Size) -> t
 def _l2_norm_pool(
     module: layers.ScaledL2NormPool2d, precision: Precision, shape: torch.Size
 ) -> tuple[float, float]:
-    # Squares, their sum, the mean and back, the root, the factor k: relative errors all.
+    # Squares, their sum, the root, the factor k: relative errors all.
     window = math.prod(module.kernel_size)
     # Squares below the smallest number vanish: a window may lose the root of as many.
     flushed = math.sqrt(precision.smallest * 4 * window) * math.sqrt(math.prod(shape))

@@ -4,8 +4,8 @@ Tensors in, a trained module out. Nothing here knows scikit-learn's validation.
 
 The whole data set is one tensor, on the device if it fits, and a batch is a slice of it: skorch's
 default of one indexing call a sample and a collate function costs eight times more. The tensor keeps
-the type of the caller's array, may be a file mapped into memory, and is never copied as a whole in
-memory; a batch is converted when it is drawn. Inside an epoch nothing asks the device for a value; sums
+the type that it came with, may be a file mapped into memory, and is never copied as a whole in memory;
+a batch is converted when it is drawn. Inside an epoch nothing asks the device for a value; sums
 are kept there and read once, at the epoch's end.
 """
 
