@@ -16,8 +16,9 @@ __all__ = ["CONSTRAINTS", "resolve_dtype", "resolve_max_epochs"]
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 
 CONSTRAINTS: dict[str, list[Any]] = {
-    "loss": [StrOptions({"tau_cross_entropy", "hkr"})],
+    "loss": [StrOptions({"tau_cross_entropy", "logit_annealing", "hkr", "lse_hkr"}), nn.Module],
     "tau": [Interval(Real, 0, None, closed="neither")],
+    "eps": [Interval(Real, 0, None, closed="left"), None],
     "min_margin": [Interval(Real, 0, None, closed="neither")],
     "alpha": [Interval(Real, 0, None, closed="both")],  # infinity: the hinge alone
     "architecture": [StrOptions({"auto", "mlp", "cnn"}), callable],

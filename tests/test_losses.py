@@ -12,6 +12,7 @@ from sklip.losses import (
     BinaryKRLoss,
     BinaryTauCrossEntropyLoss,
     CategoricalHingeLoss,
+    CertifiedRadiusLoss,
     MulticlassHingeLoss,
     MulticlassHKRLoss,
     MulticlassKRLoss,
@@ -60,13 +61,24 @@ def multiclass_hinge(f, y, w, margin):
     return mean(losses, w)
 
 
-def cross_entropy(f, y, w, tau):
+def cross_entropy(f, y, w, tau, offset=0.0, annealing=0.0):
     losses = []
     for row, label in zip(f, y, strict=True):
-        top = max(tau * score for score in row)
-        log_sum = top + math.log(sum(math.exp(tau * score - top) for score in row))
-        losses.append((log_sum - tau * row[label]) / tau)
+        moved = [score - offset * (c == label) for c, score in enumerate(row)]
+        top = max(tau * score for score in moved)
+        log_sum = top + math.log(sum(math.exp(tau * score - top) for score in moved))
+        log_p = tau * moved[label] - log_sum
+        losses.append((1 - math.exp(log_p)) ** annealing * -log_p / tau)
     return mean(losses, w)
+
+
+def with_radius(plain, margins, w, weight, radius):
+    return plain - weight * mean([min(max(margin, 0.0), radius) for margin in margins], w)
+
+
+def true_margins(f, y):
+    for row, label in zip(f, y, strict=True):
+        yield (row[label] - max(s for c, s in enumerate(row) if c != label)) / math.sqrt(2)
 
 
 def categorical_hinge(f, y, w, margin):
@@ -108,11 +120,12 @@ def soft_hkr(f, y, w, margin, alpha, temperature):
     return hkr_of(mean(krs, w), mean(hinges, w), alpha)
 
 
-def binary_cross_entropy(f, y, w, tau):
-    losses = [
-        math.log1p(math.exp(-abs(tau * score))) / tau + max(0.0, -score if label else score)
-        for score, label in zip(f, y, strict=True)
-    ]
+def binary_cross_entropy(f, y, w, tau, offset=0.0, annealing=0.0):
+    losses = []
+    for score, label in zip(f, y, strict=True):
+        signed = (score if label else -score) - offset
+        each = math.log1p(math.exp(-abs(tau * signed))) + max(0.0, -tau * signed)
+        losses.append((1 - math.exp(-each)) ** annealing * each / tau)
     return mean(losses, w)
 
 
@@ -135,6 +148,24 @@ MARGIN, TAU, PENALTY = 0.625, 3.0, 1.5
 
 def multiclass_losses():
     yield "tau", TauCrossEntropyLoss(TAU), lambda f, y, w: cross_entropy(f, y, w, TAU), 0.0
+    yield (
+        "offset",
+        TauCrossEntropyLoss(TAU, 0.5),
+        lambda f, y, w: cross_entropy(f, y, w, TAU, 0.5),
+        1.0,
+    )
+    yield (
+        "annealed",
+        TauCrossEntropyLoss(TAU, 0.5, 5.0),
+        lambda f, y, w: cross_entropy(f, y, w, TAU, 0.5, 5.0),
+        5.0,
+    )
+    yield (
+        "radius",
+        CertifiedRadiusLoss(TauCrossEntropyLoss(TAU), 0.5, 0.7),
+        lambda f, y, w: with_radius(cross_entropy(f, y, w, TAU), true_margins(f, y), w, 0.5, 0.7),
+        0.5,
+    )
     yield "kr", MulticlassKRLoss(), lambda f, y, w: -multiclass_kr(f, y, w), 0.0
     yield "hinge", MulticlassHingeLoss(MARGIN), lambda f, y, w: multiclass_hinge(f, y, w, MARGIN), 1.0
     yield (
@@ -173,6 +204,24 @@ def binary_losses():
         BinaryTauCrossEntropyLoss(TAU),
         lambda f, y, w: binary_cross_entropy(f, y, w, TAU),
         0.0,
+    )
+    yield (
+        "annealed",
+        BinaryTauCrossEntropyLoss(TAU, 0.5, 5.0),
+        lambda f, y, w: binary_cross_entropy(f, y, w, TAU, 0.5, 5.0),
+        5.0,
+    )
+    yield (
+        "radius",
+        CertifiedRadiusLoss(BinaryTauCrossEntropyLoss(TAU), 0.5, 0.7),
+        lambda f, y, w: with_radius(
+            binary_cross_entropy(f, y, w, TAU),
+            [score if label else -score for score, label in zip(f, y, strict=True)],
+            w,
+            0.5,
+            0.7,
+        ),
+        0.5,
     )
     yield "kr", BinaryKRLoss(), lambda f, y, w: -binary_kr(f, y, w), 0.0
     yield "hinge", BinaryHingeLoss(MARGIN), lambda f, y, w: binary_hinge(f, y, w, MARGIN), 1.0
@@ -473,6 +522,7 @@ POSITIVE = {
         lambda m: MulticlassSoftHKRLoss(m, 1.0),
         lambda m: BinaryHKRLoss(m, 1.0),
     ],
+    "radius": [lambda r: CertifiedRadiusLoss(TauCrossEntropyLoss(1.0), 1.0, r)],
     "penalty": [lambda p: MulticlassLogSumExpHKRLoss(1.0, 1.0, p)],
     "temperature": [lambda t: MulticlassSoftHKRLoss(1.0, 1.0, temperature=t)],
 }
@@ -500,3 +550,33 @@ def test_alpha_must_not_be_negative(loss, value):
 def test_decay_must_be_a_share(value):
     with pytest.raises(ValueError, match=rf"^decay must be in \[0, 1\), got {value}"):
         MulticlassSoftHKRLoss(1.0, 1.0, decay=value)
+
+
+@pytest.mark.parametrize("kind", [TauCrossEntropyLoss, BinaryTauCrossEntropyLoss])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("offset", v) for v in (-1.0, math.nan, math.inf)]
+    + [("annealing", v) for v in (0.5, -1.0, math.nan, math.inf)],
+)
+def test_offset_and_annealing_are_checked(kind, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*got {value}"):
+        kind(1.0, **{name: value})
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_offset_of_a_radius_bounds_the_loss_of_every_perturbed_input(n_classes):
+    # The orthogonal linear map is the extreme 1-Lipschitz network: the worst direction is known.
+    rng = np.random.default_rng(0)
+    eps = 0.7
+    x = torch.from_numpy(rng.normal(size=(1, n_classes)))
+    plain, robust = TauCrossEntropyLoss(TAU), TauCrossEntropyLoss(TAU, math.sqrt(2) * eps)
+    target = torch.tensor([0])
+    upper = float(robust(x, target))
+    steps = torch.from_numpy(rng.normal(size=(500, n_classes)))
+    for step in eps * torch.nn.functional.normalize(steps):
+        assert float(plain(x + step, target)) <= upper
+    worst = torch.zeros(n_classes, dtype=torch.float64)
+    worst[0], worst[1:] = -1.0, 1 / (n_classes - 1)
+    worst *= eps / worst.norm()
+    if n_classes == 2:  # attained
+        assert float(plain(x + worst, target)) == pytest.approx(upper, rel=1e-12)
