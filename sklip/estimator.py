@@ -56,6 +56,9 @@ from sklip.training import (
 
 __all__ = ["LipschitzClassifier"]
 
+# Exponent of the authors of the loss (Lai et al. 2025).
+_ANNEALING = 5.0
+
 
 class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Neural-network classifier whose every prediction comes with a certified radius.
@@ -68,18 +71,30 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss : {"tau_cross_entropy", "hkr"}, default="tau_cross_entropy"
-        Training loss: cross-entropy with temperature `tau`, or the hinge-regularised
-        Kantorovich-Rubinstein loss with `min_margin` and `alpha`.
+    loss : str or torch.nn.Module, default="tau_cross_entropy"
+        Training loss:
+
+        * "tau_cross_entropy": cross-entropy with temperature `tau`, for radii of `eps`;
+        * "logit_annealing": the same, spending less on rows that have margin enough;
+        * "hkr": hinge-regularised Kantorovich-Rubinstein loss with `min_margin` and `alpha`;
+        * "lse_hkr": the same with a soft maximum over the wrong classes;
+        * a module of :mod:`sklip.losses`, or your own, that takes (logits, class codes, sample_weight
+          or None).
     tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
         margins, in the units of X, that training asks for. ``predict_proba`` is the softmax of
         tau times the logits.
+    eps : float, default=0.0
+        For the cross-entropies: radius to train for, in the units of X. The loss is then a bound on the
+        cross-entropy of every input within eps (Tsuzuku et al. 2018). Higher: larger radii, less
+        accuracy. For the largest share certified at a radius, take that radius, and a tau that a
+        search finds.
     min_margin : float, default=0.2
-        For "hkr": margin between logits that the hinge asks for. Higher: larger radii, less accuracy.
+        For the HKR losses: margin between logits that the hinge asks for. Higher: larger radii, less
+        accuracy.
     alpha : float, default=50.0
-        For "hkr": weight of the hinge against the KR term; ``np.inf`` for the hinge alone. Lower:
-        larger radii, less accuracy.
+        For the HKR losses: weight of the hinge against the KR term; ``np.inf`` for the hinge alone.
+        Lower: larger radii, less accuracy.
     architecture : {"auto", "mlp", "cnn"} or callable, default="auto"
         The network: dense for tables, convolutional for images ("auto"), or a function
         ``(input_shape, n_outputs) -> torch.nn.Module`` made of layers that
@@ -194,9 +209,10 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        loss: str = "tau_cross_entropy",
+        loss: Any = "tau_cross_entropy",
         *,
         tau: float = 3.0,
+        eps: float = 0.0,
         min_margin: float = 0.2,
         alpha: float = 50.0,
         architecture: Any = "auto",
@@ -220,6 +236,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.loss = loss
         self.tau = tau
+        self.eps = eps
         self.min_margin = min_margin
         self.alpha = alpha
         self.architecture = architecture
@@ -570,12 +587,25 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return net
 
     def _make_loss(self) -> nn.Module:
+        if isinstance(self.loss, nn.Module):
+            return copy.deepcopy(self.loss)
         binary = len(self.classes_) == 2
-        if self.loss == "hkr":
-            hkr = losses.BinaryHKRLoss if binary else losses.MulticlassHKRLoss
+        if self.loss in ("hkr", "lse_hkr"):
+            if self.eps > 0:
+                raise ValueError(
+                    f"eps={self.eps!r} is for the cross-entropies; set it to 0 with "
+                    f"loss={self.loss!r}, where min_margin asks for a radius."
+                )
+            if binary:  # the soft maximum over one class is that class
+                return losses.BinaryHKRLoss(self.min_margin, self.alpha)
+            soft = self.loss == "lse_hkr"
+            hkr = losses.MulticlassLogSumExpHKRLoss if soft else losses.MulticlassHKRLoss
             return hkr(self.min_margin, self.alpha)
-        cross_entropy = losses.BinaryTauCrossEntropyLoss if binary else losses.TauCrossEntropyLoss
-        return cross_entropy(self.tau)
+        annealing = _ANNEALING if self.loss == "logit_annealing" else 0.0
+        if binary:
+            return losses.BinaryTauCrossEntropyLoss(self.tau, self.eps, annealing)
+        # Two logits of a 1-Lipschitz network approach each other by at most sqrt 2 times the distance.
+        return losses.TauCrossEntropyLoss(self.tau, math.sqrt(2) * self.eps, annealing)
 
     def _split(self, data: TensorData, seed: int) -> tuple[TensorData, TensorData | None]:
         if not self.early_stopping:

@@ -10,6 +10,7 @@ import torch
 # scikit-learn has no public way to state constraints, and its own checks (check_param_validation)
 # read the attribute that these classes fill. This is the only place that imports them.
 from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
 
 __all__ = ["CONSTRAINTS", "resolve_dtype", "resolve_max_epochs"]
 
@@ -18,7 +19,7 @@ _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 CONSTRAINTS: dict[str, list[Any]] = {
     "loss": [StrOptions({"tau_cross_entropy", "logit_annealing", "hkr", "lse_hkr"}), nn.Module],
     "tau": [Interval(Real, 0, None, closed="neither")],
-    "eps": [Interval(Real, 0, None, closed="left"), None],
+    "eps": [Interval(Real, 0, None, closed="left")],
     "min_margin": [Interval(Real, 0, None, closed="neither")],
     "alpha": [Interval(Real, 0, None, closed="both")],  # infinity: the hinge alone
     "architecture": [StrOptions({"auto", "mlp", "cnn"}), callable],

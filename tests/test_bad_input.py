@@ -67,6 +67,9 @@ def test_bad_weights(weight, message):
         ("tau", 0.0),
         ("tau", -1.0),
         ("tau", np.nan),
+        ("eps", -0.1),
+        ("eps", np.nan),
+        ("loss", torch.nn.CrossEntropyLoss),
         ("alpha", -1.0),
         ("min_margin", 0.0),
         ("architecture", "resnet"),
@@ -105,6 +108,7 @@ def test_parameters_out_of_range(name, value):
         ({"input_shape": (16,)}, ValueError, "input_shape must be three positive integers"),
         ({"callbacks": ["print"]}, TypeError, "callbacks must be skorch callbacks.*got str"),
         ({"tau": np.inf}, ValueError, "tau"),
+        ({"eps": np.inf}, ValueError, "eps"),
     ],
 )
 def test_parameters_that_do_not_fit_the_data(parameters, error, message):

@@ -17,7 +17,7 @@ from sklearn.utils import compute_sample_weight
 from skorch.callbacks import Callback, EpochScoring
 from torch import nn
 
-from sklip import LipschitzClassifier, lipschitz_bound
+from sklip import LipschitzClassifier, lipschitz_bound, losses
 from sklip.layers import (
     Flatten,
     GroupSort2,
@@ -703,3 +703,67 @@ def test_arrays_of_other_types_train_as_float32(dtype):
         for values in (X, X.astype(np.float32))
     ]
     np.testing.assert_array_equal(fits[0].certificates_(X), fits[1].certificates_(X))
+
+
+# -- losses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize(
+    ("parameters", "kinds"),
+    [
+        ({}, (losses.BinaryTauCrossEntropyLoss, losses.TauCrossEntropyLoss)),
+        (
+            {"loss": "logit_annealing", "eps": 0.1},
+            (losses.BinaryTauCrossEntropyLoss, losses.TauCrossEntropyLoss),
+        ),
+        ({"loss": "hkr"}, (losses.BinaryHKRLoss, losses.MulticlassHKRLoss)),
+        ({"loss": "lse_hkr"}, (losses.BinaryHKRLoss, losses.MulticlassLogSumExpHKRLoss)),
+    ],
+    ids=str,
+)
+def test_every_loss_by_name_trains_both_kinds_of_problem(digits, parameters, kinds, classes):
+    X, y = digits
+    clf = quick(max_epochs=20, **parameters).fit(X, y if classes == 10 else y < 5)
+    assert type(clf.net_.criterion_) is kinds[classes > 2]
+    assert clf.score(X, clf.classes_[y] if classes == 10 else y < 5) > 0.85
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.CertifiedRadiusLoss(losses.TauCrossEntropyLoss(5.0), 0.2, 1.0),
+        losses.MulticlassSoftHKRLoss(0.5, 20.0),
+        losses.CategoricalHingeLoss(0.5),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_loss_may_be_a_module_which_stays_as_it_was(digits, loss):
+    before = copy.deepcopy(loss.state_dict())
+    clf = clone(quick(loss=loss, max_epochs=20)).fit(*digits)
+    assert clf.score(*digits) > 0.85
+    assert clf.net_.criterion_ is not clf.loss
+    assert loss.state_dict() == before
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.predict(digits[0]), clf.predict(digits[0]))
+
+
+def test_eps_moves_accuracy_into_radii(digits):
+    X, y = digits
+    means = [quick(eps=eps, max_epochs=40).fit(X, y).certificates_(X).mean() for eps in (0.0, 0.5, 1.5)]
+    assert means == sorted(means)
+    assert means[2] > 1.1 * means[0]
+
+
+def test_eps_of_a_binary_problem_counts_as_for_two_classes(digits):
+    # One logit f is as far from its boundary as |f|; of two logits it is the difference / sqrt 2.
+    X, y = digits
+    binary = quick(eps=0.5).fit(X, y < 5).net_.criterion_
+    pair = quick(eps=0.5).fit(X, y).net_.criterion_
+    assert pair.offset == pytest.approx(np.sqrt(2) * binary.offset)
+
+
+@pytest.mark.parametrize("loss", ["hkr", "lse_hkr"])
+def test_eps_is_refused_where_it_means_nothing(digits, loss):
+    with pytest.raises(ValueError, match=f"eps=0.5 is for the cross-entropies.*loss='{loss}'"):
+        quick(loss=loss, eps=0.5).fit(*digits)
