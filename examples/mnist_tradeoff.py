@@ -37,6 +37,7 @@ RUNS = {
 SETTINGS = {
     "tutorial": {
         "architecture": tutorial_cnn,
+        "solver": "adam",
         "learning_rate": 1e-4,
         "learning_rate_schedule": "constant",
     },

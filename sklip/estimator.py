@@ -44,7 +44,7 @@ from sklip.inputs import (
 )
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
-from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_max_epochs
+from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_learning_rate, resolve_max_epochs
 from sklip.proofs import prove, scaled_margin_bounds
 from sklip.radii import Approach, certified_radii, row_lengths_upper, softmax_charge
 from sklip.training import (
@@ -102,17 +102,23 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     input_shape : (int, int, int), default=None
         Channels, height and width, for X of flat image rows (in that order), or to have images with
         the channels last read as such. Image arrays with the channels first need none.
-    conv_channels : sequence of int, default=(16, 32, 64)
-        Channels of each convolution of the "cnn" architecture, even.
+    conv_channels : sequence of int or "auto", default="auto"
+        Channels of each convolution of the "cnn" architecture, even; "auto" is (32, 32, 64) for
+        images of up to 32 pixels, and one more of 64 for each further halving.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
-        Widths of the dense hidden layers, even; "auto" is (128, 128) for tables and (256, 256) behind
+        Widths of the dense hidden layers, even; "auto" is (512, 128) for tables and (256, 256) behind
         convolutions.
     max_epochs : int or "auto", default="auto"
-        Passes over the training data; "auto" is 10, or more where 10 make less than 1000 steps.
+        Passes over the training data; "auto" is 10, or more where 10 make less than 400 steps.
     batch_size : int, default=256
         Rows in a training step. Data with no more rows than that are one batch.
-    learning_rate : float, default=2e-3
-        Adam's learning rate; its peak for the "one_cycle" schedule.
+    solver : {"muon", "adam"}, default="muon"
+        Optimiser: momentum orthogonalised for the orthogonal layers (:mod:`sklip.optimizers`), which
+        needs far fewer epochs, or Adam.
+    learning_rate : float or "auto", default="auto"
+        Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
+        radians, by which a step turns an orthogonal layer, whatever its width; "auto" is 0.03 there
+        and 2e-3 for "adam".
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
     early_stopping : bool, default=False
@@ -217,11 +223,12 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         alpha: float = 50.0,
         architecture: Any = "auto",
         input_shape: Any = None,
-        conv_channels: Any = (16, 32, 64),
+        conv_channels: Any = "auto",
         hidden_layer_sizes: Any = "auto",
         max_epochs: int | str = "auto",
         batch_size: int = 256,
-        learning_rate: float = 2e-3,
+        solver: str = "muon",
+        learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -245,6 +252,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.hidden_layer_sizes = hidden_layer_sizes
         self.max_epochs = max_epochs
         self.batch_size = batch_size
+        self.solver = solver
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
         self.early_stopping = early_stopping
@@ -574,9 +582,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             schedule=self.learning_rate_schedule,
             shuffle_seed=seed,
             report=bool(self.verbose),
-            optimizer=torch.optim.Adam,
-            optimizer__fused=True,
-            lr=self.learning_rate,
+            solver=self.solver,
+            lr=resolve_learning_rate(self.learning_rate, self.solver),
             batch_size=self.batch_size,
             train_split=None,
             callbacks=callbacks,

@@ -24,9 +24,12 @@ from sklip.layers import (
 
 __all__ = ["NetworkPlan", "lipschitz_cnn", "lipschitz_mlp", "tutorial_cnn"]
 
+_TABLE_SIZES = (512, 128)
+_IMAGE_SIZES = (256, 256)
+
 
 def lipschitz_mlp(
-    input_shape: tuple[int, ...], n_outputs: int, hidden_layer_sizes: Sequence[int] = (128, 128)
+    input_shape: tuple[int, ...], n_outputs: int, hidden_layer_sizes: Sequence[int] | str = "auto"
 ) -> nn.Module:
     """1-Lipschitz network of dense layers and GroupSort2.
 
@@ -36,8 +39,9 @@ def lipschitz_mlp(
         (n_features,), or (C, H, W) for images, which are flattened.
     n_outputs : int
         Number of logits: the number of classes, or 1 for a binary problem.
-    hidden_layer_sizes : sequence of int, default=(128, 128)
-        Width of each hidden layer, even.
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Width of each hidden layer, even; "auto" is (512, 128). An orthogonal layer can't weaken a
+        feature that is noise; one much wider than the features leaves it to the next layer to choose.
 
     Returns
     -------
@@ -54,20 +58,24 @@ def lipschitz_mlp(
         n_features, first = input_shape[0], [Center(input_shape[0])]
     else:
         n_features, first = math.prod(input_shape), [Flatten()]
-    return Sequential(*first, *_dense(n_features, hidden_layer_sizes, n_outputs))
+    sizes = _TABLE_SIZES if isinstance(hidden_layer_sizes, str) else hidden_layer_sizes
+    return Sequential(*first, *_dense(n_features, sizes, n_outputs))
 
 
 def lipschitz_cnn(
     input_shape: tuple[int, ...],
     n_outputs: int,
-    conv_channels: Sequence[int] = (16, 32, 64),
-    hidden_layer_sizes: Sequence[int] = (256, 256),
+    conv_channels: Sequence[int] | str = "auto",
+    hidden_layer_sizes: Sequence[int] | str = "auto",
 ) -> nn.Module:
     """1-Lipschitz network of orthogonal convolutions, dense layers and GroupSort2.
 
-    The first convolution keeps the size of the map, each further one halves it (stride 2) while
-    the map is at least 4 pixels wide. Strides rather than pooling: a strided orthogonal convolution
-    loses nothing.
+    * The first 3x3 convolution halves the map: at its full size every layer would cost four times as
+      much, and a strided orthogonal convolution with channels enough loses nothing, unlike pooling.
+    * The second one keeps the size, so that features larger than a few pixels are put together.
+    * Each further one halves the map while that is at least 4 pixels wide.
+    * GroupSort2 permutes its input, so it loses nothing either; ReLU would.
+    * The dense layers see the whole map; their width matters more than the number of channels.
 
     Parameters
     ----------
@@ -75,10 +83,11 @@ def lipschitz_cnn(
         Channels, height and width of an image.
     n_outputs : int
         Number of logits: the number of classes, or 1 for a binary problem.
-    conv_channels : sequence of int, default=(16, 32, 64)
-        Channels of each 3x3 convolution, even.
-    hidden_layer_sizes : sequence of int, default=(256, 256)
-        Width of each dense hidden layer, even.
+    conv_channels : sequence of int or "auto", default="auto"
+        Channels of each 3x3 convolution, even; "auto" is 32, 32, 64, and 64 for each further halving
+        until the map is at most 8 pixels wide.
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Width of each dense hidden layer, even; "auto" is (256, 256).
 
     Returns
     -------
@@ -88,20 +97,21 @@ def lipschitz_cnn(
     --------
     >>> from sklip.networks import lipschitz_cnn
     >>> sum(p.numel() for p in lipschitz_cnn((1, 28, 28), 10).parameters())
-    883210
+    884938
     """
     channels, height, width = input_shape
+    widths = _auto_channels(height, width) if isinstance(conv_channels, str) else conv_channels
+    sizes = _IMAGE_SIZES if isinstance(hidden_layer_sizes, str) else hidden_layer_sizes
     layers: list[nn.Module] = []
-    for index, out_channels in enumerate(conv_channels):
-        stride = 2 if index > 0 and min(height, width) >= 4 else 1
-        # With this many outputs a reshaped kernel is exactly orthogonal, and cheaper.
+    for index, out_channels in enumerate(widths):
+        stride = _stride(index, height, width)
         if stride == 1 and out_channels >= 9 * channels:
             layers.append(SpectralConv2d(channels, out_channels, 3))
         else:
             layers.append(OrthogonalConv2d(channels, out_channels, 3, stride))
         layers.append(GroupSort2())
         channels, height, width = out_channels, -(-height // stride), -(-width // stride)
-    dense = _dense(channels * height * width, hidden_layer_sizes, n_outputs)
+    dense = _dense(channels * height * width, sizes, n_outputs)
     return Sequential(*layers, Flatten(), *dense)
 
 
@@ -154,7 +164,19 @@ def _dense(n_features: int, hidden_layer_sizes: Sequence[int], n_outputs: int) -
     return [*layers, SpectralLinear(widths[-1], n_outputs)]
 
 
-_DENSE_SIZES = {"mlp": (128, 128), "cnn": (256, 256)}
+def _stride(index: int, height: int, width: int) -> int:
+    """Step of a convolution: 2 while there is a map to halve, but the second keeps its size."""
+    return 2 if index != 1 and min(height, width) >= 4 else 1
+
+
+def _auto_channels(height: int, width: int) -> tuple[int, ...]:
+    """Two convolutions of 32 channels, then 64 each, until the map is at most 8 pixels wide."""
+    channels: list[int] = []
+    while len(channels) < 3 or (min(height, width) >= 4 and max(height, width) > 8):
+        stride = _stride(len(channels), height, width)
+        channels.append(32 if len(channels) < 2 else 64)
+        height, width = -(-height // stride), -(-width // stride)
+    return tuple(channels)
 
 
 @dataclass(frozen=True)
@@ -187,8 +209,11 @@ class NetworkPlan:
                 "architecture='cnn' needs images; pass X of shape (n_samples, channels, height, "
                 "width), or flat rows with input_shape=(channels, height, width)."
             )
+        # Spelt out: a stored model must be built the same when a default has changed.
         if isinstance(hidden_layer_sizes, str):
-            hidden_layer_sizes = _DENSE_SIZES[architecture]
+            hidden_layer_sizes = _IMAGE_SIZES if architecture == "cnn" else _TABLE_SIZES
+        if architecture == "cnn" and isinstance(conv_channels, str):
+            conv_channels = _auto_channels(*input_shape[1:])
         return cls(
             architecture,
             input_shape,

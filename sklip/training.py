@@ -27,7 +27,8 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sklip.layers import project_gradients_, retract_
+from sklip.layers import keep_orthogonal
+from sklip.optimizers import OrthogonalMomentum
 
 __all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData", "check_callbacks"]
 
@@ -180,6 +181,8 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
     ----------
     module, criterion, **kwargs
         As for skorch's NeuralNet. The criterion takes (logits, target, sample_weight).
+    solver : {"muon", "adam"}
+        Optimiser: orthogonalised momentum, or Adam with projected gradients and retraction.
     schedule : {"one_cycle", "constant"}
         Course of the learning rate over a call of ``partial_fit``.
     shuffle_seed : int
@@ -193,11 +196,13 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         module: nn.Module,
         criterion: nn.Module,
         *,
+        solver: str = "muon",
         schedule: str = "one_cycle",
         shuffle_seed: int = 0,
         report: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.solver = solver
         self.schedule = schedule
         self.shuffle_seed = shuffle_seed
         self.report = report
@@ -211,6 +216,17 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         """Take the module as it is, and start the order of the samples anew."""
         super().initialize_module()
         self._generator = torch.Generator().manual_seed(self.shuffle_seed)
+        return self
+
+    def initialize_optimizer(self, *_: Any, **__: Any) -> LipschitzNet:
+        """Make the optimiser, which keeps the constrained layers orthogonal."""
+        optimizer: torch.optim.Optimizer
+        if self.solver == "muon":
+            optimizer = OrthogonalMomentum(self.module_, lr=self.lr)
+        else:
+            optimizer = torch.optim.Adam(self.module_.parameters(), lr=self.lr, fused=True)
+            keep_orthogonal(optimizer, self.module_)
+        self.optimizer_ = optimizer
         return self
 
     def train(self, data: TensorData, validation: TensorData | None, epochs: int) -> LipschitzNet:
@@ -262,12 +278,13 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             raise
 
     def _make_schedule(self, n_steps: int) -> Callable[[], None]:
+        rates = [self.lr * group.get("share", 1.0) for group in self.optimizer_.param_groups]
         if self.schedule == "constant" or n_steps < 2:
-            for group in self.optimizer_.param_groups:
-                group["lr"] = self.lr
+            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+                group["lr"] = rate
             return _no_step
         cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer_, max_lr=self.lr, total_steps=n_steps
+            self.optimizer_, max_lr=rates, total_steps=n_steps, cycle_momentum=self.solver == "adam"
         )
         steps = iter(range(n_steps - 1))  # the first rate is set by the constructor
 
@@ -307,9 +324,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             batch=batch,
             training=True,
         )
-        project_gradients_(self.module_)
         self.optimizer_.step()
-        retract_(self.module_)
         self._step_schedule()
         return {"loss": loss.detach(), "y_pred": logits.detach()}
 

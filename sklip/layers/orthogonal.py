@@ -83,7 +83,11 @@ def orthogonal_init_(matrix: Tensor) -> Tensor:
 
 def _retracted(matrices: Tensor, steps: int) -> Tensor:
     """Newton-Schulz iterations on a batch of matrices with rows <= columns."""
-    gram = matrices @ matrices.mT
+    return retraction_factor(matrices @ matrices.mT, steps) @ matrices
+
+
+def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE) -> Tensor:
+    """Return the matrix that brings W back to orthogonality from the left, given W W^T."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     # Three upper bounds on ||G|| = ||W||^2: by distance from I, Frobenius, Gershgorin's row sums.
     squared_norm_upper = torch.minimum(
@@ -101,7 +105,7 @@ def _retracted(matrices: Tensor, steps: int) -> Tensor:
         gram = factor @ gram @ factor
         factor = 1.5 * eye - 0.5 * gram
         total = factor @ total
-    return (total * scale) @ matrices
+    return total * scale
 
 
 def _orthogonal_layers(module: nn.Module) -> Iterator[OrthogonalLayer]:
