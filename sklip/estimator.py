@@ -121,6 +121,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         and 2e-3 for "adam".
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
+    augmentation : callable or list of callables, default=None
+        Random changes of the training images, ``(images, generator) -> images``, such as
+        :class:`sklip.augmentation.RandomShift`; applied to each batch on the device, in order.
     early_stopping : bool, default=False
         Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not
         improved for `n_iter_no_change` epochs, and to keep the best epoch's weights.
@@ -230,6 +233,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         solver: str = "muon",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
+        augmentation: Any = None,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
@@ -255,6 +259,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.solver = solver
         self.learning_rate = learning_rate
         self.learning_rate_schedule = learning_rate_schedule
+        self.augmentation = augmentation
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -580,6 +585,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             module,
             self._make_loss(),
             schedule=self.learning_rate_schedule,
+            augmentation=self._augmentation(),
             shuffle_seed=seed,
             report=bool(self.verbose),
             solver=self.solver,
@@ -592,6 +598,24 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         net.initialize()
         return net
+
+    def _augmentation(self) -> list[Any]:
+        """Return the changes of the training images as a list of callables."""
+        if self.augmentation is None:
+            return []
+        changes = [self.augmentation] if callable(self.augmentation) else list(self.augmentation)
+        for change in changes:
+            if not callable(change):
+                raise TypeError(
+                    "augmentation must be a callable (images, generator) -> images or a list of them, "
+                    f"got {type(change).__name__}."
+                )
+        if changes and len(self.input_shape_) != 3:
+            raise ValueError(
+                "augmentation is for images; pass X of shape (n_samples, channels, height, width), "
+                "or flat rows with input_shape=(channels, height, width)."
+            )
+        return changes
 
     def _make_loss(self) -> nn.Module:
         if isinstance(self.loss, nn.Module):

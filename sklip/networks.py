@@ -105,11 +105,7 @@ def lipschitz_cnn(
     layers: list[nn.Module] = []
     for index, out_channels in enumerate(widths):
         stride = _stride(index, height, width)
-        if stride == 1 and out_channels >= 9 * channels:
-            layers.append(SpectralConv2d(channels, out_channels, 3))
-        else:
-            layers.append(OrthogonalConv2d(channels, out_channels, 3, stride))
-        layers.append(GroupSort2())
+        layers += [OrthogonalConv2d(channels, out_channels, 3, stride), GroupSort2()]
         channels, height, width = out_channels, -(-height // stride), -(-width // stride)
     dense = _dense(channels * height * width, sizes, n_outputs)
     return Sequential(*layers, Flatten(), *dense)

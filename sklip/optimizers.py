@@ -12,23 +12,20 @@ The orthogonal matrix next to M is :math:`(M M^T)^{-1/2} M`. Its first factor co
 iterations of a polynomial on the Gram matrix, whose first coefficient lifts small singular
 values fast and which leaves them between 0.7 and 1.2: enough for a direction.
 
-Note [Four products]
+Note [Five products]
 --------------------
 For a wide layer only the products with as many terms as W has columns cost anything. Let V be the
-momentum, looked ahead, and :math:`A = V W^T` with symmetric part S and skew part Z. The part of V
-that is tangent to the constraint is :math:`U = V - S W`, and with :math:`W W^T = I`
+momentum, looked ahead, :math:`A = V W^T`, S its symmetric part and :math:`K = W W^T`, which is I up to
+rounding. With the tangent part of V, :math:`U = V - S W`,
 
-.. math:: U U^T = V V^T - A S - S A^T + S S, \qquad W U^T = -Z .
+.. math:: U U^T = V V^T - A S - S A^T + S K S, \qquad W U^T = A^T - K S .
 
 So the orthogonalising factor T, the matrix :math:`W' W'^T` after the step :math:`W' = W - \eta T U`,
 and from it the factor C that brings W' back to the constraint, all come from matrices as small as W
-has rows. The result :math:`C W' = (C + \eta C T S) W - \eta C T V` takes two products; with A and
-:math:`V V^T` four, no more than projecting the gradient for Adam and retracting its step.
-
-:math:`U U^T` is a difference of larger matrices: rounding takes :math:`u \|V\|^2 / \|U\|^2` of it.
-Where V is nearly all normal, a step may so leave the constraint by some :math:`\eta^2`, unnoticed by
-the next one, which takes :math:`W W^T = I` for granted. Every few steps W is therefore brought back
-from what it is.
+has rows. The result :math:`C W' = (C + \eta C T S) W - \eta C T V` takes two more products: five, where
+projecting, orthogonalising and retracting one after another would take six. To save another one and
+take K for I is unstable: where V is mostly normal, S W then takes away another normal part than V has,
+and the error grows from step to step.
 """
 
 from __future__ import annotations
@@ -46,8 +43,6 @@ __all__ = ["OrthogonalMomentum"]
 # Quintic of Jordan et al. (2024): made for a steep start, it lifts small singular values fast.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 4
-# Steps after which W is brought back from its own product; at once after a step longer than this.
-_EXACT_EVERY, _SMALL_RATE = 16, 0.1
 # Share of the rate in Adam's part: biases are in the units of X, constrained matrices move by angles.
 _FREE_RATE = 0.1
 
@@ -122,9 +117,9 @@ class OrthogonalMomentum(torch.optim.Optimizer):
 
 
 def _turn_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Four products]."""
+    """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
     if not state:
-        state["momentum"], state["step"] = torch.zeros_like(parameter), 0
+        state["momentum"] = torch.zeros_like(parameter)
     momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
     ahead = torch.add(gradient, momentum, alpha=group["momentum"])
     # Only its direction counts, and its square must not overflow.
@@ -134,23 +129,17 @@ def _turn_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
     W, V = (parameter, ahead) if wide else (parameter.mT, ahead.mT)
     rate = group["lr"]
 
-    inner = V @ W.mT
-    normal, skew = (inner + inner.mT) / 2, (inner - inner.mT) / 2
-    gram = V @ V.mT
+    inner, product, gram = V @ W.mT, W @ W.mT, V @ V.mT
+    normal = (inner + inner.mT) / 2
     mixed = inner @ normal
     # Rounding could leave negative eigenvalues where the normal part is most of V.
-    gram_tangent = _lifted(gram - mixed - mixed.mT + normal @ normal, gram)
-    root = _inverse_root(gram_tangent)
-    turned = skew @ root
-    # W W^T after the step, without its product.
-    moved = rate * (turned + turned.mT) + rate**2 * (root @ gram_tangent @ root)
-    moved.diagonal(dim1=-2, dim2=-1).add_(1)
+    tangent = _lifted(gram - mixed - mixed.mT + normal @ product @ normal, gram)
+    root = _inverse_root(tangent)
+    turned = root @ (inner - normal @ product)
+    moved = product - rate * (turned + turned.mT) + rate**2 * (root @ tangent @ root)
     factor = retraction_factor(moved)
     step = rate * (factor @ root)
     result = (factor + step @ normal) @ W - step @ V
-    state["step"] += 1
-    if rate > _SMALL_RATE or state["step"] % _EXACT_EVERY == 0:
-        result = retraction_factor(result @ result.mT) @ result
     parameter.copy_(result if wide else result.mT)
 
 

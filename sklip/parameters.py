@@ -31,6 +31,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "solver": [StrOptions({"muon", "adam"})],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
+    "augmentation": [callable, list, tuple, None],
     "early_stopping": ["boolean"],
     "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
     "n_iter_no_change": [_AT_LEAST_ONE],

@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -185,8 +185,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         Optimiser: orthogonalised momentum, or Adam with projected gradients and retraction.
     schedule : {"one_cycle", "constant"}
         Course of the learning rate over a call of ``partial_fit``.
+    augmentation : sequence of callables
+        Changes ``(images, generator) -> images`` of each training batch, in order.
     shuffle_seed : int
-        Seed of the order of the samples.
+        Seed of the order of the samples, and of the augmentation.
     report : bool
         Whether to print a line an epoch, and to record the training accuracy for it.
     """
@@ -198,12 +200,14 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         *,
         solver: str = "muon",
         schedule: str = "one_cycle",
+        augmentation: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (),
         shuffle_seed: int = 0,
         report: bool = False,
         **kwargs: Any,
     ) -> None:
         self.solver = solver
         self.schedule = schedule
+        self.augmentation = augmentation
         self.shuffle_seed = shuffle_seed
         self.report = report
         super().__init__(module, criterion, **kwargs)
@@ -315,6 +319,8 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.module_.train()
         self.optimizer_.zero_grad(set_to_none=True)
         X, y = batch
+        for change in self.augmentation:
+            X = change(X, self._generator)
         logits = self.infer(X, **fit_params)
         loss = self.criterion_(logits, y, batch.sample_weight)
         loss.backward()

@@ -29,7 +29,9 @@ DOORS = {
     "transformers": {"bounds", "norms", "rounding"},
     "pipelines": {"bounds", "rounding", "transformers"},
     "certification": {"estimator", "pipelines", "radii", "rounding", "transformers"},
-    "training": {"layers"},
+    "augmentation": set(),
+    "optimizers": {"layers"},
+    "training": {"layers", "optimizers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers", "losses"),
         *("metrics", "networks", "parameters", "proofs", "radii", "training"),

@@ -130,8 +130,8 @@ def test_default_networks_take_images_of_many_sizes(make, input_shape, n_outputs
     assert network(torch.zeros(2, *input_shape)).shape == (2, n_outputs)
 
 
-def test_default_cnn_on_mnist_has_883210_parameters():
-    assert sum(p.numel() for p in lipschitz_cnn((1, 28, 28), 10).parameters()) == 883_210
+def test_default_cnn_on_mnist_has_884938_parameters():
+    assert sum(p.numel() for p in lipschitz_cnn((1, 28, 28), 10).parameters()) == 884_938
 
 
 def layer_types(network):
@@ -140,25 +140,38 @@ def layer_types(network):
 
 def test_layers_of_the_default_cnn():
     network = lipschitz_cnn((1, 28, 28), 10)
-    convolutions = [
-        SpectralConv2d,
-        GroupSort2,
-        OrthogonalConv2d,
-        GroupSort2,
-        OrthogonalConv2d,
-        GroupSort2,
-    ]
+    convolutions = [OrthogonalConv2d, GroupSort2] * 3
     dense = [Flatten, SpectralLinear, GroupSort2, SpectralLinear, GroupSort2, SpectralLinear]
     assert layer_types(network) == convolutions + dense
-    assert [network[i].stride for i in (0, 2, 4)] == [(1, 1), (2, 2), (2, 2)]
-    assert [network[i].out_channels for i in (0, 2, 4)] == [16, 32, 64]
+    assert [network[i].stride for i in (0, 2, 4)] == [(2, 2), (1, 1), (2, 2)]
+    assert [network[i].out_channels for i in (0, 2, 4)] == [32, 32, 64]
     assert [network[i].out_features for i in (7, 9, 11)] == [256, 256, 10]
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "channels", "last_map"),
+    [
+        ((1, 28, 28), (32, 32, 64), 7),
+        ((3, 32, 32), (32, 32, 64), 8),
+        ((1, 8, 8), (32, 32, 64), 2),
+        ((3, 64, 64), (32, 32, 64, 64), 8),
+        ((3, 96, 96), (32, 32, 64, 64, 64), 6),
+        ((3, 224, 224), (32, 32, 64, 64, 64, 64), 7),
+        ((1, 2, 2), (32, 32, 64), 2),
+    ],
+)
+def test_default_cnn_grows_with_the_image(input_shape, channels, last_map):
+    network = lipschitz_cnn(input_shape, 10)
+    convolutions = [layer for layer in network if type(layer) is OrthogonalConv2d]
+    assert tuple(layer.out_channels for layer in convolutions) == channels
+    dense = next(layer for layer in network if type(layer) is SpectralLinear)
+    assert dense.in_features == channels[-1] * last_map**2
 
 
 def test_cnn_stops_halving_below_four_pixels():
     network = lipschitz_cnn((1, 9, 5), 2, (2, 2, 2, 2), ())
     strides = [layer.stride[0] for layer in network if hasattr(layer, "stride")]
-    assert strides == [1, 2, 1, 1]  # 9 x 5, then 5 x 3
+    assert strides == [2, 1, 1, 1]  # 5 x 3 after the first
 
 
 def test_layers_of_the_mlp():
@@ -166,7 +179,7 @@ def test_layers_of_the_mlp():
     assert layer_types(lipschitz_mlp((7,), 3)) == [Center, *dense]
     assert layer_types(lipschitz_mlp((1, 2, 2), 3)) == [Flatten, *dense]
     sizes = [layer.out_features for layer in lipschitz_mlp((7,), 3) if type(layer) is SpectralLinear]
-    assert sizes == [128, 128, 3]
+    assert sizes == [512, 128, 3]
     assert layer_types(lipschitz_mlp((7,), 3, ())) == [Center, SpectralLinear]
 
 
@@ -199,7 +212,7 @@ def test_tutorial_network_is_that_of_the_tutorial():
 
 @pytest.mark.parametrize("conv", [lipschitz_cnn, tutorial_cnn])
 def test_orthogonal_first_layer_passes_norms_on(conv):
-    # Nine times the input channels: at the middle of the image, nothing is lost at the border.
+    # With outputs enough nothing is lost in the middle of the image, only at its border.
     layer = polish_(conv((1, 28, 28), 10)[0].double())
     x = torch.zeros(1, 1, 28, 28, dtype=torch.float64)
     x[0, 0, 8:20, 8:20] = torch.randn(12, 12, dtype=torch.float64)
@@ -219,9 +232,10 @@ def plan(architecture="auto", input_shape=(1, 8, 8), conv_channels=(4, 8), hidde
     ("arguments", "architecture", "channels", "sizes"),
     [
         ({}, "cnn", (4, 8), (256, 256)),
-        ({"input_shape": (5,)}, "mlp", (), (128, 128)),
-        ({"architecture": "mlp"}, "mlp", (), (128, 128)),
+        ({"input_shape": (5,)}, "mlp", (), (512, 128)),
+        ({"architecture": "mlp"}, "mlp", (), (512, 128)),
         ({"hidden_layer_sizes": [8, np.int64(6)]}, "cnn", (4, 8), (8, 6)),
+        ({"conv_channels": "auto"}, "cnn", (32, 32, 64), (256, 256)),
         ({"conv_channels": [], "hidden_layer_sizes": ()}, "cnn", (), ()),
     ],
 )

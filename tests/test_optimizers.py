@@ -1,0 +1,134 @@
+"""Orthogonalised momentum against dense algebra in float64: SVD, projections, QR-free retractions."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklip.layers import GroupSort2, OrthogonalConv2d, SpectralConv2d, SpectralLinear
+from sklip.optimizers import OrthogonalMomentum
+
+SHAPES = [(8, 40), (40, 8), (12, 12), (1, 9), (9, 1)]
+
+
+def tangent(W, V):
+    """Projection on the tangent space, for wide W."""
+    inner = V @ W.T
+    return V - (inner + inner.T) / 2 @ W
+
+
+def orthogonal_defect(matrix):
+    return np.abs(np.linalg.svd(matrix, compute_uv=False) - 1).max()
+
+
+def one_step(shape, gradient, lr=0.05, dtype=torch.float64):
+    torch.manual_seed(0)
+    layer = SpectralLinear(shape[1], shape[0], bias=False).to(dtype)
+    before = layer.raw.detach().clone()
+    optimizer = OrthogonalMomentum(layer, lr=lr)
+    layer.raw.grad = gradient.to(dtype)
+    optimizer.step()
+    return before.double().numpy(), layer.raw.detach().double().numpy()
+
+
+def wide(matrix):
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normal", [0.0, 3.0, 30.0])
+def test_a_step_is_the_retracted_orthogonalised_tangent(shape, normal):
+    # Whatever the part of the gradient that points off the constraint.
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(0)
+    start = SpectralLinear(shape[1], shape[0], bias=False).double().raw.detach()
+    gradient = torch.randn(shape, generator=generator, dtype=torch.float64) + normal * start
+    lr = 0.05
+    before, after = (wide(matrix) for matrix in one_step(shape, gradient, lr))
+    U, sizes, Vt = np.linalg.svd(tangent(before, wide(gradient.numpy())), full_matrices=False)
+    # Singular values in the polynomial's flat part; below it they are not yet lifted.
+    assert orthogonal_defect(after) < 1e-6
+    moved = U.T @ (before - after) @ Vt.T
+    lifted = sizes > 0.02 * np.linalg.norm(sizes**2) ** 0.5
+    angles = np.diag(moved)[lifted] / lr
+    assert (angles > 0.6).all()
+    assert (angles < 1.3).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_depends_on_the_direction_of_the_gradient_alone(shape):
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    results = [one_step(shape, size * gradient)[1] for size in (1.0, 1e-30, 1e30)]
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(results[2], results[0], rtol=0, atol=1e-10)
+
+
+# A hundred steps of 0.05 that were not brought back would leave the constraint by more than a tenth.
+@pytest.mark.parametrize(
+    ("dtype", "defect"), [(torch.float32, 3e-3), (torch.float64, 1e-6)], ids=["float32", "float64"]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normal", [0.0, -30.0, 30.0])
+def test_matrices_stay_orthogonal_over_many_steps(shape, normal, dtype, defect):
+    torch.manual_seed(0)
+    layer = SpectralLinear(shape[1], shape[0], bias=False).to(dtype)
+    optimizer = OrthogonalMomentum(layer, lr=0.05)
+    for _ in range(100):
+        layer.raw.grad = torch.randn_like(layer.raw) + normal * layer.raw.detach()
+        optimizer.step()
+        assert orthogonal_defect(layer.raw.detach().double().numpy()) < defect
+
+
+@pytest.mark.parametrize("lr", [0.05, 5.0])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e18])
+def test_no_gradient_and_no_rate_makes_weights_non_finite(size, lr):
+    torch.manual_seed(0)
+    layer = SpectralLinear(20, 6)
+    optimizer = OrthogonalMomentum(layer, lr=lr)
+    for _ in range(50):
+        layer.raw.grad = size * torch.randn_like(layer.raw)
+        layer.bias.grad = size * torch.randn_like(layer.bias)
+        optimizer.step()
+    assert np.linalg.norm(layer.raw.detach().numpy(), 2) < 1.01
+
+
+def test_every_parameter_of_a_network_moves_and_free_ones_move_as_with_adam():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        SpectralConv2d(1, 4, 3), GroupSort2(), OrthogonalConv2d(4, 8, 3, 2), nn.Flatten()
+    )
+    twin = [nn.Parameter(network[i].bias.detach().clone()) for i in (0, 2)]
+    optimizer = OrthogonalMomentum(network, lr=0.05)
+    adam = torch.optim.Adam(twin, lr=0.005, betas=(0.9, 0.99))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    for _ in range(5):
+        optimizer.zero_grad()
+        network(torch.randn(3, 1, 6, 6)).pow(3).mean().backward()
+        for parameter, index in zip(twin, (0, 2), strict=True):
+            parameter.grad = network[index].bias.grad.clone()
+        optimizer.step()
+        adam.step()
+    for parameter, old in zip(network.parameters(), before, strict=True):
+        assert not torch.equal(parameter, old)
+    for parameter, index in zip(twin, (0, 2), strict=True):
+        torch.testing.assert_close(network[index].bias, parameter, rtol=1e-5, atol=1e-7)
+
+
+def test_state_can_be_stored_and_taken_up():
+    layers, optimizers = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        layers.append(SpectralLinear(20, 6))
+        optimizers.append(OrthogonalMomentum(layers[-1]))
+    gradients = [torch.randn(6, 20) for _ in range(6)]
+    for optimizer, layer in zip(optimizers, layers, strict=True):
+        for gradient in gradients[:3]:
+            layer.raw.grad = gradient
+            optimizer.step()
+    fresh = OrthogonalMomentum(layers[1])
+    fresh.load_state_dict(optimizers[1].state_dict())
+    for optimizer, layer in zip((optimizers[0], fresh), layers, strict=True):
+        for gradient in gradients[3:]:
+            layer.raw.grad = gradient
+            optimizer.step()
+    torch.testing.assert_close(layers[0].raw, layers[1].raw, rtol=0, atol=0)
