@@ -15,19 +15,26 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from memory import anonymous_bytes, peak_during
 from sklearn.datasets import load_digits
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklip import LipschitzClassifier
 from sklip.layers import keep_orthogonal
 from sklip.losses import TauCrossEntropyLoss
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
+from sklip.optimizers import OrthogonalMomentum
 from sklip.training import TensorData
 
 SHAPE = (1, 28, 28)
@@ -46,7 +53,7 @@ def tutorial_twin() -> nn.Module:
 def default_twin() -> nn.Module:
     """Unconstrained network of the default shapes."""
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.ReLU()),
         *(nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 256), nn.ReLU()),
         *(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)),
     )
@@ -69,7 +76,11 @@ def deel_tutorial() -> nn.Module | None:
     )
 
 
-def timed(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+Timed = Callable[[], object]
+Figures = dict[str, float]
+
+
+def timed(functions: dict[str, Timed], repeats: int, device: str) -> dict[str, float]:
     """Return the median seconds of each function, run in turns."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
@@ -83,15 +94,20 @@ def timed(functions: dict[str, Callable[[], object]], repeats: int, device: str)
     return {name: statistics.median(record) for name, record in times.items()}
 
 
-def training_step(
-    network: nn.Module, X: torch.Tensor, y: torch.Tensor, *, orthogonal: bool
-) -> Callable[[], None]:
-    """One step of a raw loop: forward, backward, Adam."""
-    network.to(X.device).train()
+def optimizer_of(network: nn.Module, solver: str) -> torch.optim.Optimizer:
+    """Return the optimiser that sklip's solver of that name is, or plain Adam for "free"."""
+    if solver == "muon":
+        return OrthogonalMomentum(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
-    if orthogonal:
+    if solver == "adam":
         keep_orthogonal(optimizer, network)
-    criterion = TauCrossEntropyLoss(3.0)
+    return optimizer
+
+
+def training_step(network: nn.Module, X: torch.Tensor, y: torch.Tensor, solver: str) -> Timed:
+    """One step of a raw loop: forward, backward, optimiser."""
+    network.to(X.device).train()
+    optimizer, criterion = optimizer_of(network, solver), TauCrossEntropyLoss(3.0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -101,37 +117,38 @@ def training_step(
     return step
 
 
-def measure_steps(arguments: argparse.Namespace) -> dict[str, float]:
+def measure_steps(arguments: argparse.Namespace) -> Figures:
     """Milliseconds of a training step, batch 256."""
     torch.manual_seed(0)
     device = arguments.device
     X = torch.rand(BATCH, *SHAPE, device=device)
     y = torch.randint(0, 10, (BATCH,), device=device)
-    steps = {
-        "tutorial network: sklip": training_step(tutorial_cnn(SHAPE, 10), X, y, orthogonal=True),
-        "tutorial network: twin": training_step(tutorial_twin(), X, y, orthogonal=False),
-    }
+    networks = {"tutorial": (tutorial_cnn, tutorial_twin), "default": (lipschitz_cnn, default_twin)}
+    steps = {}
+    for name, (build, twin) in networks.items():
+        for solver in ("muon", "adam"):
+            steps[f"{name} network: {solver}"] = training_step(build(SHAPE, 10), X, y, solver)
+        steps[f"{name} network: twin"] = training_step(twin(), X, y, "free")
     deel = deel_tutorial()
     if deel is not None:
-        steps["tutorial network: deel-torchlip"] = training_step(deel, X, y, orthogonal=False)
-    steps["default network: sklip"] = training_step(lipschitz_cnn(SHAPE, 10), X, y, orthogonal=True)
-    steps["default network: twin"] = training_step(default_twin(), X, y, orthogonal=False)
+        steps["tutorial network: deel-torchlip"] = training_step(deel, X, y, "free")
     return {name: 1e3 * s for name, s in timed(steps, arguments.steps, device).items()}
 
 
 def raw_fit(
-    build: Callable[[], nn.Module], X: np.ndarray, y: np.ndarray, epochs: int, device: str
+    network: nn.Module, X: np.ndarray, y: np.ndarray, epochs: int, device: str, solver: str = "muon"
 ) -> None:
     """Train as the estimator does, with nothing around the loop."""
-    network = build().to(device).train()
+    network.to(device).train()
     data = TensorData(
         torch.from_numpy(X).to(device), torch.from_numpy(y).to(device), None, torch.float32
     )
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True)
-    keep_orthogonal(optimizer, network)
+    optimizer = optimizer_of(network, solver)
     criterion, generator = TauCrossEntropyLoss(3.0), torch.Generator().manual_seed(0)
-    n_steps = epochs * -(-len(X) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=n_steps + 1)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rates, total_steps=epochs * -(-len(X) // BATCH) + 1, cycle_momentum=False
+    )
     for _ in range(epochs):
         total = torch.zeros((), device=device)
         for batch, labels in data.batches(BATCH, generator):
@@ -144,38 +161,103 @@ def raw_fit(
         total.item()
 
 
-def measure_fits(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of whole fits against a raw loop over the same network."""
-    rng, device = np.random.default_rng(0), arguments.device
-    n_rows = arguments.rows
+class FirstStep(Callback):  # type: ignore[misc]
+    """Notes when the first step is done."""
+
+    moments: ClassVar[list[float]] = []
+
+    def on_batch_end(self, net: NeuralNetClassifier, **kwargs: object) -> None:
+        """Note the time, once."""
+        if not self.moments:
+            self.moments.append(time.perf_counter())
+
+
+def skorch_fit(network: nn.Module, X: np.ndarray, y: np.ndarray, epochs: int, device: str) -> None:
+    """Fit skorch's own classifier with its default iterators."""
+    NeuralNetClassifier(
+        network,
+        criterion=TauCrossEntropyLoss(3.0),
+        optimizer=lambda params, lr: OrthogonalMomentum(network),
+        batch_size=BATCH,
+        max_epochs=epochs,
+        iterator_train__shuffle=True,
+        train_split=None,
+        device=device,
+        verbose=0,
+    ).fit(X, y)
+
+
+def measure_fits(arguments: argparse.Namespace) -> Figures:
+    """Seconds of whole fits, everything included, peak memory, and seconds to the first step."""
+    rng, device, n_rows, epochs = (
+        np.random.default_rng(0),
+        arguments.device,
+        arguments.rows,
+        arguments.epochs,
+    )
     X, y = rng.random((n_rows, *SHAPE), dtype=np.float32), rng.integers(0, 10, n_rows)
     digits, labels = load_digits(return_X_y=True)
     digits = (digits / 16).astype(np.float32)
-    image = {"input_shape": SHAPE, "max_epochs": 1, "device": device, "random_state": 0}
-    table = {"max_epochs": 20, "dtype": "float32", "device": device, "random_state": 0}
-    fits = {
-        f"default network, {n_rows} rows, 1 epoch: fit": lambda: LipschitzClassifier(**image).fit(X, y),
-        f"default network, {n_rows} rows, 1 epoch: raw loop": lambda: raw_fit(
-            lambda: lipschitz_cnn(SHAPE, 10), X, y, 1, device
+
+    def fit(n: int = n_rows, **parameters: Any) -> None:
+        parameters = {"input_shape": SHAPE, "max_epochs": epochs, **parameters}
+        LipschitzClassifier(device=device, random_state=0, **parameters).fit(X[:n], y[:n])
+
+    case = f"{n_rows} rows, {epochs} epochs"
+    large = {
+        f"tutorial network, {case}: fit": lambda: fit(architecture=tutorial_cnn),
+        f"tutorial network, {case}: raw loop": lambda: raw_fit(
+            tutorial_cnn(SHAPE, 10), X, y, epochs, device
         ),
-        f"default network, {n_rows // 10} rows, 1 epoch: fit": lambda: LipschitzClassifier(**image).fit(
-            X[: n_rows // 10], y[: n_rows // 10]
+        f"tutorial network, {case}: skorch": lambda: skorch_fit(
+            tutorial_cnn(SHAPE, 10), X, y, epochs, device
         ),
+        f"tutorial network, {case}: twin, raw loop": lambda: raw_fit(
+            tutorial_twin(), X, y, epochs, device, "free"
+        ),
+        f"default network, {case}: fit": fit,
+        f"default network, {case}: raw loop": lambda: raw_fit(
+            lipschitz_cnn(SHAPE, 10), X, y, epochs, device
+        ),
+        f"default network, {case}: twin, raw loop": lambda: raw_fit(
+            default_twin(), X, y, epochs, device, "free"
+        ),
+        f"default network, {case}, a tenth of the rows: fit": lambda: fit(n_rows // 10),
     }
-    seconds = timed(fits, arguments.fits, device)
+    deel = deel_tutorial()
+    if deel is not None:
+        large[f"tutorial network, {case}: deel-torchlip, raw loop"] = lambda: raw_fit(
+            deel_tutorial() or deel, X, y, epochs, device, "free"
+        )
+    table = {"max_epochs": 20, "dtype": "float32", "device": device, "random_state": 0}
     small = {
         "digits, 20 epochs, early_stopping: fit": lambda: LipschitzClassifier(
             early_stopping=True, n_iter_no_change=100, **table
         ).fit(digits, labels),
         "digits, 20 epochs: fit": lambda: LipschitzClassifier(**table).fit(digits, labels),
         "digits, 20 epochs: raw loop": lambda: raw_fit(
-            lambda: lipschitz_mlp((64,), 10), digits, labels, 20, device
+            lipschitz_mlp((64,), 10), digits, labels, 20, device
+        ),
+        "digits, 20 epochs: skorch": lambda: skorch_fit(
+            lipschitz_mlp((64,), 10), digits, labels, 20, device
         ),
     }
-    return {**seconds, **timed(small, 3 * arguments.fits, device)}
+    if arguments.peak:
+        return {"bytes": peak_during(large[arguments.peak])[0]}
+    figures = {**timed(large, arguments.fits, device), **timed(small, 5 * arguments.fits, device)}
+    for name in large:
+        # In a process of its own: memory once taken is seldom given back.
+        command = [sys.executable, *sys.argv, "--parts", "fit", "--peak", name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        figures[f"{name}, MB at peak"] = float(output.split()[-1]) / 1e6
+    start = time.perf_counter()
+    FirstStep.moments.clear()
+    fit(max_epochs=1, callbacks=[FirstStep()])
+    figures[f"default network, {n_rows} rows: to the first step"] = FirstStep.moments[0] - start
+    return figures
 
 
-def measure_inference(arguments: argparse.Namespace) -> dict[str, float]:
+def measure_inference(arguments: argparse.Namespace) -> Figures:
     """Milliseconds a thousand rows: predict and certificates_ against the exported network."""
     rng, device = np.random.default_rng(0), arguments.device
     X, y = rng.random((2_048, *SHAPE), dtype=np.float32), rng.integers(0, 10, 2_048)
@@ -201,28 +283,45 @@ def measure_inference(arguments: argparse.Namespace) -> dict[str, float]:
     return milliseconds
 
 
-PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], dict[str, float]]]] = {
+PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
     "step": ("ms a training step, batch 256", measure_steps),
-    "fit": ("seconds a fit", measure_fits),
+    "fit": ("seconds a fit; MB", measure_fits),
     "inference": ("ms a thousand rows", measure_inference),
 }
-# Numerator, denominator.
-RATIOS = [
-    ("tutorial network: sklip", "tutorial network: twin"),
-    ("tutorial network: sklip", "tutorial network: deel-torchlip"),
-    ("default network: sklip", "default network: twin"),
-    ("default network: sklip", "tutorial network: deel-torchlip"),
-    ("digits, 20 epochs: fit", "digits, 20 epochs: raw loop"),
-    ("digits, 20 epochs, early_stopping: fit", "digits, 20 epochs: raw loop"),
-    *(
-        (f"{name} network: {what}", f"{name} network: {other}")
-        for name in ("tutorial", "default")
-        for what, other in (
-            ("predict", "exported, torch's own forward"),
-            ("certificates_", "predict"),
+
+
+def ratios(figures: Figures, case: str, tenth: str) -> Figures:
+    """Ratios of figures of one run."""
+    pairs = [
+        *((f"{name} network: muon", f"{name} network: twin") for name in ("tutorial", "default")),
+        *((f"{name} network: adam", f"{name} network: twin") for name in ("tutorial", "default")),
+        *(
+            (f"{name} network: muon", "tutorial network: deel-torchlip")
+            for name in ("tutorial", "default")
+        ),
+        ("digits, 20 epochs: fit", "digits, 20 epochs: raw loop"),
+        ("digits, 20 epochs, early_stopping: fit", "digits, 20 epochs: raw loop"),
+        ("digits, 20 epochs: fit", "digits, 20 epochs: skorch"),
+        *(
+            (f"{name} network, {case}: fit", f"{name} network, {case}: {other}")
+            for name in ("tutorial", "default")
+            for other in ("raw loop", "skorch", "twin, raw loop", "deel-torchlip, raw loop")
+        ),
+        *(
+            (f"{name} network: {what}", f"{name} network: {other}")
+            for name in ("tutorial", "default")
+            for what, other in (
+                ("predict", "exported, torch's own forward"),
+                ("certificates_", "predict"),
+            )
+        ),
+    ]
+    found = {f"{a} / {b}": figures[a] / figures[b] for a, b in pairs if {a, b} <= {*figures}}
+    if tenth in figures:
+        found["seconds a row, all rows / a tenth"] = (
+            figures[f"default network, {case}: fit"] / figures[tenth] / 10
         )
-    ),
-]
+    return found
 
 
 def main() -> None:
@@ -234,36 +333,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="repeats of steps and predictions")
     parser.add_argument("--fits", type=int, default=3, help="repeats of fits")
     parser.add_argument("--rows", type=int, default=60_000, help="rows of the large fits")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of the large fits")
+    parser.add_argument("--peak", help="print the bytes at the peak of this one fit instead")
     parser.add_argument("--json", help="file to write the figures to")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(measure_fits(arguments)["bytes"])
+        return
     machine = platform.processor() or platform.machine()
     if arguments.device != "cpu":
         machine = torch.cuda.get_device_name(arguments.device)
     machine += f", {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(machine, "\n")
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     for part in arguments.parts:
         unit, measure = PARTS[part]
         measured = measure(arguments)
         figures |= measured
         print(f"| {part} | {unit} |\n| --- | --- |")
         print("\n".join(f"| {name} | {value:.3g} |" for name, value in measured.items()), "\n")
-    rows = arguments.rows
-    fit, raw, few = (
-        f"default network, {n} rows, 1 epoch: {what}"
-        for n, what in ((rows, "fit"), (rows, "raw loop"), (rows // 10, "fit"))
-    )
-    ratios = {
-        f"{a} / {b}": figures[a] / figures[b] for a, b in [*RATIOS, (fit, raw)] if {a, b} <= {*figures}
-    }
-    if {fit, few} <= {*figures}:
-        ratios[f"seconds a row, {rows} rows / {rows // 10} rows"] = figures[fit] / figures[few] / 10
+    case = f"{arguments.rows} rows, {arguments.epochs} epochs"
+    found = ratios(figures, case, f"default network, {case}, a tenth of the rows: fit")
     print("| ratio | value |\n| --- | --- |")
-    print("\n".join(f"| {name} | {value:.2f} |" for name, value in ratios.items()))
+    print("\n".join(f"| {name} | {value:.2f} |" for name, value in found.items()))
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"machine": machine, "figures": figures, "ratios": ratios}, file, indent=1)
+            json.dump({"machine": machine, "figures": figures, "ratios": found}, file, indent=1)
 
 
 if __name__ == "__main__":

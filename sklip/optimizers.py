@@ -30,6 +30,7 @@ and the error grows from step to step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,13 +108,29 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient.
+
+        Parameters
+        ----------
+        closure : callable, default=None
+            Function that computes the gradients anew and returns the loss.
+
+        Returns
+        -------
+        loss : object
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             update = _turn_ if group["constrained"] else _adam_
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     update(parameter, parameter.grad, self.state[parameter], group)
+        return loss
 
 
 def _turn_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

@@ -132,3 +132,19 @@ def test_state_can_be_stored_and_taken_up():
             layer.raw.grad = gradient
             optimizer.step()
     torch.testing.assert_close(layers[0].raw, layers[1].raw, rtol=0, atol=0)
+
+
+def test_a_closure_is_called_with_gradients_and_its_loss_returned():
+    torch.manual_seed(0)
+    layer = SpectralLinear(20, 6)
+    before = layer.raw.detach().clone()
+    optimizer = OrthogonalMomentum(layer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = layer(torch.ones(2, 20)).pow(3).mean()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).requires_grad
+    assert not torch.equal(layer.raw, before)
