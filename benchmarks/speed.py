@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from memory import anonymous_bytes, peak_during
+from memory import peak_during
 from sklearn.datasets import load_digits
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
