@@ -30,9 +30,9 @@ from sklip.layers import Residual
 __all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gathered"]
 
 # Terms summed at once. Smaller blocks lose less to rounding and take longer.
-BLOCK = 64
+BLOCK = 96
 # The same for a convolution, in whole channels: at least one.
-CONVOLUTION_BLOCK = 512
+CONVOLUTION_BLOCK = 144
 # Rows evaluated at once: bounds memory whatever the number of rows, and fits the cache.
 _ROWS = 128
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")

@@ -767,3 +767,22 @@ def test_eps_of_a_binary_problem_counts_as_for_two_classes(digits):
 def test_eps_is_refused_where_it_means_nothing(digits, loss):
     with pytest.raises(ValueError, match=f"eps=0.5 is for the cross-entropies.*loss='{loss}'"):
         quick(loss=loss, eps=0.5).fit(*digits)
+
+
+@pytest.mark.parametrize("solver", ["muon", "adam"])
+@pytest.mark.parametrize(("width", "batch_size"), [(2, 32), (2048, 32), (2048, 4096)])
+def test_default_learning_rates_suit_every_width_and_batch_size(digits, solver, width, batch_size):
+    X, y = digits
+    epochs = 2 if batch_size == 32 else 30
+    clf = LipschitzClassifier(
+        solver=solver,
+        learning_rate_schedule="constant",  # no warm-up: the harder case
+        hidden_layer_sizes=(width,),
+        batch_size=batch_size,
+        max_epochs=epochs,
+        dtype="float32",
+        random_state=0,
+    ).fit(X, y)
+    losses_by_epoch = [row["train_loss"] for row in clf.history_]
+    assert losses_by_epoch[-1] == min(losses_by_epoch)
+    assert losses_by_epoch[-1] < losses_by_epoch[0]
