@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from sklip import losses, networks
+from sklip import networks
 from sklip.bounds import refuse_altered
 from sklip.devices import (
     available_device,
@@ -44,7 +44,14 @@ from sklip.inputs import (
 )
 from sklip.layers import Center, polish_, to_torch
 from sklip.metrics import certified_accuracy_score
-from sklip.parameters import CONSTRAINTS, resolve_dtype, resolve_learning_rate, resolve_max_epochs
+from sklip.parameters import (
+    CONSTRAINTS,
+    make_loss,
+    resolve_augmentation,
+    resolve_dtype,
+    resolve_learning_rate,
+    resolve_max_epochs,
+)
 from sklip.proofs import prove, scaled_margin_bounds
 from sklip.radii import Approach, certified_radii, row_lengths_upper, softmax_charge
 from sklip.training import (
@@ -55,9 +62,6 @@ from sklip.training import (
 )
 
 __all__ = ["LipschitzClassifier"]
-
-# Exponent of the authors of the loss (Lai et al. 2025).
-_ANNEALING = 5.0
 
 
 class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -583,9 +587,16 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
         net = LipschitzNet(
             module,
-            self._make_loss(),
+            make_loss(
+                self.loss,
+                binary=len(self.classes_) == 2,
+                tau=self.tau,
+                eps=self.eps,
+                min_margin=self.min_margin,
+                alpha=self.alpha,
+            ),
             schedule=self.learning_rate_schedule,
-            augmentation=self._augmentation(),
+            augmentation=resolve_augmentation(self.augmentation, len(self.input_shape_) == 3),
             shuffle_seed=seed,
             report=bool(self.verbose),
             solver=self.solver,
@@ -598,45 +609,6 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         net.initialize()
         return net
-
-    def _augmentation(self) -> list[Any]:
-        """Return the changes of the training images as a list of callables."""
-        if self.augmentation is None:
-            return []
-        changes = [self.augmentation] if callable(self.augmentation) else list(self.augmentation)
-        for change in changes:
-            if not callable(change):
-                raise TypeError(
-                    "augmentation must be a callable (images, generator) -> images or a list of them, "
-                    f"got {type(change).__name__}."
-                )
-        if changes and len(self.input_shape_) != 3:
-            raise ValueError(
-                "augmentation is for images; pass X of shape (n_samples, channels, height, width), "
-                "or flat rows with input_shape=(channels, height, width)."
-            )
-        return changes
-
-    def _make_loss(self) -> nn.Module:
-        if isinstance(self.loss, nn.Module):
-            return copy.deepcopy(self.loss)
-        binary = len(self.classes_) == 2
-        if self.loss in ("hkr", "lse_hkr"):
-            if self.eps > 0:
-                raise ValueError(
-                    f"eps={self.eps!r} is for the cross-entropies; set it to 0 with "
-                    f"loss={self.loss!r}, where min_margin asks for a radius."
-                )
-            if binary:  # the soft maximum over one class is that class
-                return losses.BinaryHKRLoss(self.min_margin, self.alpha)
-            soft = self.loss == "lse_hkr"
-            hkr = losses.MulticlassLogSumExpHKRLoss if soft else losses.MulticlassHKRLoss
-            return hkr(self.min_margin, self.alpha)
-        annealing = _ANNEALING if self.loss == "logit_annealing" else 0.0
-        if binary:
-            return losses.BinaryTauCrossEntropyLoss(self.tau, self.eps, annealing)
-        # Two logits of a 1-Lipschitz network approach each other by at most sqrt 2 times the distance.
-        return losses.TauCrossEntropyLoss(self.tau, math.sqrt(2) * self.eps, annealing)
 
     def _split(self, data: TensorData, seed: int) -> tuple[TensorData, TensorData | None]:
         if not self.early_stopping:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +15,16 @@ import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
-__all__ = ["CONSTRAINTS", "resolve_dtype", "resolve_learning_rate", "resolve_max_epochs"]
+from sklip import losses
+
+__all__ = [
+    "CONSTRAINTS",
+    "make_loss",
+    "resolve_augmentation",
+    "resolve_dtype",
+    "resolve_learning_rate",
+    "resolve_max_epochs",
+]
 
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 
@@ -49,6 +61,51 @@ _ENOUGH_STEPS = 400
 _FEWEST_EPOCHS = 10
 # Up to this many values, float64 costs little and gives up less of a radius to rounding.
 _SMALL_TABLE = 2**20
+
+# Exponent of the authors of the loss (Lai et al. 2025).
+_ANNEALING = 5.0
+
+
+def make_loss(
+    loss: str | nn.Module, *, binary: bool, tau: float, eps: float, min_margin: float, alpha: float
+) -> nn.Module:
+    """Return the criterion of a name, or a copy of the one that was given."""
+    if isinstance(loss, nn.Module):
+        return copy.deepcopy(loss)
+    if loss in ("hkr", "lse_hkr"):
+        if eps > 0:
+            raise ValueError(
+                f"eps={eps!r} is for the cross-entropies; set it to 0 with loss={loss!r}, where "
+                "min_margin asks for a radius."
+            )
+        if binary:  # the soft maximum over one class is that class
+            return losses.BinaryHKRLoss(min_margin, alpha)
+        hkr = losses.MulticlassLogSumExpHKRLoss if loss == "lse_hkr" else losses.MulticlassHKRLoss
+        return hkr(min_margin, alpha)
+    annealing = _ANNEALING if loss == "logit_annealing" else 0.0
+    if binary:
+        return losses.BinaryTauCrossEntropyLoss(tau, eps, annealing)
+    # Two logits of a 1-Lipschitz network approach each other by at most sqrt 2 times the distance.
+    return losses.TauCrossEntropyLoss(tau, math.sqrt(2) * eps, annealing)
+
+
+def resolve_augmentation(augmentation: Any, is_image: bool) -> list[Callable[..., Any]]:
+    """Return the changes of the training images as a list of callables."""
+    if augmentation is None:
+        return []
+    changes = [augmentation] if callable(augmentation) else list(augmentation)
+    for change in changes:
+        if not callable(change):
+            raise TypeError(
+                "augmentation must be a callable (images, generator) -> images or a list of them, "
+                f"got {type(change).__name__}."
+            )
+    if changes and not is_image:
+        raise ValueError(
+            "augmentation is for images; pass X of shape (n_samples, channels, height, width), or "
+            "flat rows with input_shape=(channels, height, width)."
+        )
+    return changes
 
 
 def resolve_max_epochs(max_epochs: int | str, n_samples: int, batch_size: int) -> int:

@@ -18,7 +18,7 @@ DOORS = {
     "estimates": set(),
     "inputs": set(),
     "devices": set(),
-    "parameters": set(),
+    "parameters": {"losses"},
     "networks": {"layers"},
     "bounds": {"layers", "norms"},
     "metrics": {"inputs"},
@@ -33,7 +33,7 @@ DOORS = {
     "optimizers": {"layers"},
     "training": {"layers", "optimizers"},
     "estimator": {
-        *("bounds", "devices", "inference", "inputs", "layers", "losses"),
+        *("bounds", "devices", "inference", "inputs", "layers"),
         *("metrics", "networks", "parameters", "proofs", "radii", "training"),
     },
     "scoring": {"certification", "metrics"},
