@@ -79,6 +79,23 @@ def test_matrices_stay_orthogonal_over_many_steps(shape, normal, dtype, defect):
         assert orthogonal_defect(layer.raw.detach().double().numpy()) < defect
 
 
+def test_a_batch_of_matrices_moves_as_each_of_them_alone():
+    torch.manual_seed(0)
+    convolution = OrthogonalConv2d(8, 8, 5)  # four filters, one parameter
+    gradient = torch.randn_like(convolution.projectors)
+    singles = []
+    for matrix in convolution.projectors.detach():
+        layer = SpectralLinear(matrix.shape[1], matrix.shape[0], bias=False)
+        layer.raw.data.copy_(matrix)
+        singles.append(layer)
+    convolution.projectors.grad = gradient
+    OrthogonalMomentum(convolution).step()
+    for layer, part, moved in zip(singles, gradient, convolution.projectors, strict=True):
+        layer.raw.grad = part.clone()
+        OrthogonalMomentum(layer).step()
+        torch.testing.assert_close(layer.raw.detach(), moved.detach(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("lr", [0.05, 5.0])
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e18])
 def test_no_gradient_and_no_rate_makes_weights_non_finite(size, lr):
