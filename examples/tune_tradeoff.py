@@ -23,16 +23,16 @@ from sklip import (
     most_robust,
 )
 
-TAUS = [0.5, 1.0, 2.0, 4.0, 8.0]
+TAUS = [0.3, 1.0, 2.0, 4.0, 10.0]
 # L2, in the units of X below, where a pixel goes from 0 (white) to 1 (black).
-EPS = 0.8
+EPS = 1.0
 
 
 def main() -> None:
     """Search, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="tradeoff.png", help="where the picture goes")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--n-jobs", type=int, default=None)
     arguments = parser.parse_args()
 

@@ -51,6 +51,7 @@ from sklip.parameters import (
     resolve_dtype,
     resolve_learning_rate,
     resolve_max_epochs,
+    resolve_solver,
 )
 from sklip.proofs import prove, scaled_margin_bounds
 from sklip.radii import Approach, certified_radii, row_lengths_upper, softmax_charge
@@ -113,12 +114,13 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Widths of the dense hidden layers, even; "auto" is (512, 128) for tables and (256, 256) behind
         convolutions.
     max_epochs : int or "auto", default="auto"
-        Passes over the training data; "auto" is 10, or more where 10 make less than 400 steps.
+        Passes over the training data; "auto" is 10, or more where 10 make less than 400
+        steps (1000 with "adam").
     batch_size : int, default=256
         Rows in a training step. Data with no more rows than that are one batch.
-    solver : {"muon", "adam"}, default="muon"
+    solver : {"auto", "muon", "adam"}, default="auto"
         Optimiser: momentum orthogonalised for the orthogonal layers (:mod:`sklip.optimizers`), which
-        needs far fewer epochs, or Adam.
+        needs far fewer epochs, or Adam. "auto" is "adam" for data of a single batch, else "muon".
     learning_rate : float or "auto", default="auto"
         Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
         radians, by which a step turns an orthogonal layer, whatever its width; "auto" is 0.03 there
@@ -182,6 +184,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         The network that predicts and is certified: the trained one in plain layers.
     device_ : str
         Where the networks lie.
+    solver_ : str
+        Optimiser in use.
     dtype_ : str
         Precision of the networks.
     n_features_in_ : int
@@ -234,7 +238,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         hidden_layer_sizes: Any = "auto",
         max_epochs: int | str = "auto",
         batch_size: int = 256,
-        solver: str = "muon",
+        solver: str = "auto",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
         augmentation: Any = None,
@@ -306,8 +310,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with seeded(seed, self.device_):
             module = self.net_.module_ if go_on else self._build_network(rows, weight)
             train, validation = self._split(self._tensors(rows, codes, weight), seed)
+            self.solver_ = resolve_solver(self.solver, len(train), self.batch_size)
             net = self._make_net(module, seed)
-            epochs = resolve_max_epochs(self.max_epochs, len(train), self.batch_size)
+            epochs = resolve_max_epochs(self.max_epochs, len(train), self.batch_size, self.solver_)
             net.train(train, validation, epochs)
         return self._finish(net, epochs_before=0, history=self.history_ if go_on else [])
 
@@ -352,6 +357,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows, codes, weight = self._read_training_data(X, y, sample_weight, classes, first=first)
         seed = draw_seed(self.random_state)
         with seeded(seed, self.device_):
+            if first:
+                self.solver_ = resolve_solver(self.solver, len(rows), self.batch_size)
             net = self._make_net(self._build_network(rows, weight), seed) if first else self.net_
             net.schedule = "constant"
             epochs_before = len(net.history)
@@ -599,8 +606,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             augmentation=resolve_augmentation(self.augmentation, len(self.input_shape_) == 3),
             shuffle_seed=seed,
             report=bool(self.verbose),
-            solver=self.solver,
-            lr=resolve_learning_rate(self.learning_rate, self.solver),
+            solver=self.solver_,
+            lr=resolve_learning_rate(self.learning_rate, self.solver_),
             batch_size=self.batch_size,
             train_split=None,
             callbacks=callbacks,

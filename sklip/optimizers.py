@@ -153,7 +153,8 @@ def _turn_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
     tangent = _lifted(gram - mixed - mixed.mT + normal @ product @ normal, gram)
     root = _inverse_root(tangent)
     turned = root @ (inner - normal @ product)
-    moved = product - rate * (turned + turned.mT) + rate**2 * (root @ tangent @ root)
+    # Not the square of the rate, which may overflow as a number of Python.
+    moved = product - rate * (turned + turned.mT - rate * (root @ tangent @ root))
     factor = retraction_factor(moved)
     step = rate * (factor @ root)
     result = (factor + step @ normal) @ W - step @ V

@@ -24,6 +24,7 @@ __all__ = [
     "resolve_dtype",
     "resolve_learning_rate",
     "resolve_max_epochs",
+    "resolve_solver",
 ]
 
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
@@ -40,7 +41,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "hidden_layer_sizes": ["array-like", StrOptions({"auto"})],
     "max_epochs": [_AT_LEAST_ONE, StrOptions({"auto"})],
     "batch_size": [_AT_LEAST_ONE],
-    "solver": [StrOptions({"muon", "adam"})],
+    "solver": [StrOptions({"auto", "muon", "adam"})],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
     "augmentation": [callable, list, tuple, None],
@@ -57,7 +58,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 # Optimiser steps that train a small data set well: the digits (8 steps an epoch) take 50 epochs.
-_ENOUGH_STEPS = 400
+_ENOUGH_STEPS = {"muon": 400, "adam": 1000}
 _FEWEST_EPOCHS = 10
 # Up to this many values, float64 costs little and gives up less of a radius to rounding.
 _SMALL_TABLE = 2**20
@@ -108,10 +109,21 @@ def resolve_augmentation(augmentation: Any, is_image: bool) -> list[Callable[...
     return changes
 
 
-def resolve_max_epochs(max_epochs: int | str, n_samples: int, batch_size: int) -> int:
-    """At least 10 epochs, and at least 400 steps."""
+def resolve_solver(solver: str, n_samples: int, batch_size: int) -> str:
+    """Adam for data of a single batch, orthogonalised momentum for all other.
+
+    Without sampling noise training gets to where gradients vanish. Orthogonalised steps keep their
+    length there, and rounding would decide which model they end at.
+    """
+    if solver != "auto":
+        return solver
+    return "adam" if n_samples <= batch_size else "muon"
+
+
+def resolve_max_epochs(max_epochs: int | str, n_samples: int, batch_size: int, solver: str) -> int:
+    """At least 10 epochs, and steps enough for the solver."""
     if isinstance(max_epochs, str):
-        return max(_FEWEST_EPOCHS, -(-_ENOUGH_STEPS // -(-n_samples // batch_size)))
+        return max(_FEWEST_EPOCHS, -(-_ENOUGH_STEPS[solver] // -(-n_samples // batch_size)))
     return int(max_epochs)
 
 

@@ -116,7 +116,7 @@ def test_jobs_in_other_processes_give_the_same_scores(digits):
 def test_halving_search_takes_a_certified_scorer(digits):
     X, y = digits
     search = HalvingGridSearchCV(
-        quick(),
+        quick(max_epochs=60),
         {"tau": [1.0, 10.0, 100.0]},
         scoring=average_certified_radius_scorer(),
         random_state=0,
