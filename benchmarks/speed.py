@@ -293,8 +293,11 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], Figures]]] = {
 def ratios(figures: Figures, case: str, tenth: str) -> Figures:
     """Ratios of figures of one run."""
     pairs = [
-        *((f"{name} network: muon", f"{name} network: twin") for name in ("tutorial", "default")),
-        *((f"{name} network: adam", f"{name} network: twin") for name in ("tutorial", "default")),
+        *(
+            (f"{name} network: {solver}", f"{name} network: twin")
+            for solver in ("muon", "adam")
+            for name in ("tutorial", "default")
+        ),
         *(
             (f"{name} network: muon", "tutorial network: deel-torchlip")
             for name in ("tutorial", "default")

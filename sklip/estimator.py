@@ -359,7 +359,9 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with seeded(seed, self.device_):
             if first:
                 self.solver_ = resolve_solver(self.solver, len(rows), self.batch_size)
-            net = self._make_net(self._build_network(rows, weight), seed) if first else self.net_
+                net = self._make_net(self._build_network(rows, weight), seed)
+            else:
+                net = self.net_
             net.schedule = "constant"
             epochs_before = len(net.history)
             net.train(self._tensors(rows, codes, weight), None, 1)

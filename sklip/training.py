@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sklip.layers import keep_orthogonal
+from sklip.losses.reductions import signed_radii
 from sklip.optimizers import OrthogonalMomentum
 
 __all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData", "check_callbacks"]
@@ -408,18 +409,9 @@ def _batch_sums(loss: Tensor, logits: Tensor, batch: Batch, with_metrics: bool) 
     total = torch.full_like(loss, len(logits)) if weight is None else weight.sum()
     if not with_metrics:
         return torch.stack((total, total * loss))
-    margins = _signed_margins(logits, batch[1])
-    right = (margins > 0).to(loss.dtype)
-    radii = margins.clamp(min=0)
+    radii = signed_radii(logits, batch[1])
+    right = (radii > 0).to(loss.dtype)
+    radii = radii.clamp(min=0)
     if weight is not None:
         right, radii = right * weight, radii * weight
     return torch.stack((total, total * loss, right.sum(), radii.sum()))
-
-
-def _signed_margins(logits: Tensor, target: Tensor) -> Tensor:
-    """Margin of the true class in the units of the input, for a network of constant 1."""
-    if logits.shape[1] == 1:
-        return torch.where(target > 0, logits[:, 0], -logits[:, 0])
-    true = logits.gather(1, target.unsqueeze(1))
-    rival = logits.scatter(1, target.unsqueeze(1), -math.inf).amax(1)
-    return (true.squeeze(1) - rival) / math.sqrt(2)

@@ -31,7 +31,7 @@ DOORS = {
     "certification": {"estimator", "pipelines", "radii", "rounding", "transformers"},
     "augmentation": set(),
     "optimizers": {"layers"},
-    "training": {"layers", "optimizers"},
+    "training": {"layers", "losses", "optimizers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers"),
         *("metrics", "networks", "parameters", "proofs", "radii", "training"),

@@ -13,6 +13,8 @@ from sklip.losses.reductions import (
     check_non_negative,
     check_positive,
     one_hot_mask,
+    signed_radii,
+    true_margins,
     weighted_mean,
 )
 
@@ -28,6 +30,7 @@ __all__ = [
 
 
 def hkr_sum(kr: Tensor, hinge: Tensor, alpha: float) -> Tensor:
+    """Weighted difference of both terms; the hinge alone for an infinite alpha."""
     return hinge if alpha == math.inf else alpha * hinge - kr
 
 
@@ -152,10 +155,8 @@ class CategoricalHingeLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        member = one_hot_mask(logits, target)
-        rival = logits.masked_fill(member, -math.inf).amax(1)
-        margin = logits.gather(1, target.unsqueeze(1)).squeeze(1) - rival
-        return weighted_mean(functional.relu(self.min_margin - margin), sample_weight)
+        margins = true_margins(logits, target)
+        return weighted_mean(functional.relu(self.min_margin - margins), sample_weight)
 
 
 class BinaryKRLoss(nn.Module):
@@ -189,8 +190,7 @@ class BinaryHingeLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        scores = binary_scores(logits)
-        signed = torch.where(target > 0, scores, -scores)
+        signed = signed_radii(binary_scores(logits), target)
         return weighted_mean(functional.relu(self.min_margin / 2 - signed), sample_weight)
 
 

@@ -2,16 +2,13 @@ r"""A reward for certified radii, beside any other loss."""
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sklip.losses.reductions import (
-    binary_scores,
     check_non_negative,
     check_positive,
-    one_hot_mask,
+    signed_radii,
     weighted_mean,
 )
 
@@ -56,12 +53,5 @@ class CertifiedRadiusLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         plain: Tensor = self.loss(logits, target, sample_weight)
-        if logits.ndim == 1 or logits.shape[1] == 1:
-            scores = binary_scores(logits)
-            margins = scores * (2 * target.to(scores.dtype) - 1)
-        else:
-            member = one_hot_mask(logits, target)
-            rival = logits.masked_fill(member, -math.inf).amax(1)
-            margins = (logits.gather(1, target.unsqueeze(1)).squeeze(1) - rival) / math.sqrt(2)
-        radii = functional.relu(margins).clamp(max=self.radius)
+        radii = functional.relu(signed_radii(logits, target)).clamp(max=self.radius)
         return plain - self.weight * weighted_mean(radii, sample_weight)

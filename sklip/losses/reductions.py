@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,6 +13,8 @@ __all__ = [
     "check_non_negative",
     "check_positive",
     "one_hot_mask",
+    "signed_radii",
+    "true_margins",
     "weighted_mean",
 ]
 
@@ -49,3 +52,17 @@ def binary_scores(logits: Tensor) -> Tensor:
     if logits.ndim != 1:
         raise ValueError(f"logits must have shape (n,) or (n, 1), got {tuple(logits.shape)}.")
     return logits
+
+
+def true_margins(logits: Tensor, target: Tensor) -> Tensor:
+    """True logit minus the largest other one, of each row."""
+    rival = logits.masked_fill(one_hot_mask(logits, target), -math.inf).amax(1)
+    return logits.gather(1, target.unsqueeze(1)).squeeze(1) - rival
+
+
+def signed_radii(logits: Tensor, target: Tensor) -> Tensor:
+    """Radius of each row for a network of constant 1, negative where it is predicted wrong."""
+    if logits.ndim == 1 or logits.shape[1] == 1:
+        scores = binary_scores(logits)
+        return torch.where(target > 0, scores, -scores)
+    return true_margins(logits, target) / math.sqrt(2)
