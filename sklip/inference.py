@@ -7,7 +7,8 @@ are summed directly, in whatever order. It does not hold for Winograd or FFT con
 bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the
 machine, the batch size and global switches. So the network is evaluated here by matrix products, and
 by oneDNN's direct convolutions, which torch offers by name on the CPU in float32; elsewhere a
-convolution gathers its patches (unfold) and is a product. Long sums are cut into blocks that are added
+convolution gathers its patches (unfold) and is a product, and there a large product is a convolution
+with a kernel of one pixel, which is faster. Long sums are cut into blocks that are added
 up afterwards, which brings the error of n terms in blocks of B from about n units down to B + n / B.
 
 No global switch is touched. Where one allows products of lower precision, float32 networks are
@@ -30,11 +31,15 @@ from sklip.layers import Residual
 __all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gathered"]
 
 # Terms summed at once. Smaller blocks lose less to rounding and take longer.
-BLOCK = 96
+BLOCK = 64
 # The same for a convolution, in whole channels: at least one.
-CONVOLUTION_BLOCK = 144
-# Rows evaluated at once: bounds memory whatever the number of rows, and fits the cache.
+CONVOLUTION_BLOCK = 288
+# Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache; a
+# dense layer reads its weights once for all of them.
 _ROWS = 128
+_DENSE_ROWS = 1024
+# Multiplications of a block from which oneDNN is faster than a product by BLAS.
+_LARGE = 2**23
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
 
 
@@ -69,9 +74,16 @@ def direct_forward(network: nn.Module, X: Tensor) -> Tensor:
     """
     if X.dtype == torch.float32 and not _float32_products_are_float32():
         return direct_forward(copy.deepcopy(network).double(), X.double()).to(X.dtype)
-    with torch.autocast(X.device.type, enabled=False):
+    layers = flat_chain(network)
+    first = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), len(layers))
+
+    def outputs(rows: Tensor) -> Tensor:
         # Copies: a first layer that works in place must not reach the caller's X.
-        return gathered(len(X), (_evaluate(network, values.clone()) for values in X.split(_ROWS)))
+        features = (_through(layers[:first], part.clone()) for part in rows.split(_ROWS))
+        return _through(layers[first:], gathered(len(rows), features))
+
+    with torch.autocast(X.device.type, enabled=False):
+        return gathered(len(X), (outputs(rows) for rows in X.split(_DENSE_ROWS)))
 
 
 def gathered(n_rows: int, parts: Iterable[Tensor]) -> Tensor:
@@ -143,21 +155,32 @@ def _evaluate(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    large = x.ndim == 2 and len(x) * BLOCK * layer.out_features >= _LARGE
+    product = _pixel_product if large and _by_onednn(x) else functional.linear
     blocks = zip(x.split(BLOCK, -1), layer.weight.split(BLOCK, 1), strict=True)
-    first, weight = next(blocks)
-    total: Tensor = first @ weight.mT
+    total: Tensor = product(*next(blocks))
     for part, weight in blocks:
-        total += part @ weight.mT
+        total += product(part, weight)
     return total if layer.bias is None else total.add_(layer.bias)
+
+
+def _pixel_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight.mT`` as a convolution with a kernel of one pixel, the rows being the pixels."""
+    # The order of memory called channels_last.
+    pixels, kernel = rows[None, None].permute(0, 3, 1, 2), weight[:, :, None, None]
+    out = torch.mkldnn_convolution(pixels, kernel, None, (0, 0), (1, 1), (1, 1), 1)
+    return out.permute(0, 2, 3, 1).reshape(len(rows), len(weight))
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _HAS_ONEDNN
 
 
 def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     # The same padding as Conv2d's own forward pass; "same" may need one more pixel at the end.
     left, right, top, bottom = layer._reversed_padding_repeated_twice
     # Grouped ones go the general way: their blocks would differ from group to group.
-    by_onednn = (
-        x.device.type == "cpu" and x.dtype == torch.float32 and layer.groups == 1 and _HAS_ONEDNN
-    )
+    by_onednn = layer.groups == 1 and _by_onednn(x)
     if by_onednn and layer.padding_mode == "zeros" and (left, top) == (right, bottom):
         return _direct_convolution(layer, x, (top, left))
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode

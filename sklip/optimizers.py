@@ -26,10 +26,19 @@ has rows. The result :math:`C W' = (C + \eta C T S) W - \eta C T V` takes two mo
 projecting, orthogonalising and retracting one after another would take six. To save another one and
 take K for I is unstable: where V is mostly normal, S W then takes away another normal part than V has,
 and the error grows from step to step.
+
+Note [Few turns]
+----------------
+An orthogonalised step gains more the less noise its gradient has, and it costs nearly as much as the
+whole rest of a training step. So the gradients of four steps are summed, as if their batches were one,
+and the matrices turn once, by four times the angle. On MNIST (4 epochs of 50,000 images, accuracy and
+mean radius of 10,000 others): 0.9895 and 1.36 with a turn at each step, 0.9883 and 1.365 at every
+second, 0.9877 to 0.9889 and 1.352 to 1.359 at every fourth, 0.9833 and 1.285 at every eighth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +47,7 @@ from torch import Tensor, nn
 
 from sklip.layers import OrthogonalLayer
 from sklip.layers.orthogonal import retraction_factor
+from sklip.layers.products import times, times_transposed
 
 __all__ = ["OrthogonalMomentum"]
 
@@ -51,8 +61,9 @@ _FREE_RATE = 0.1
 class OrthogonalMomentum(torch.optim.Optimizer):
     r"""Momentum with orthogonalised steps for constrained matrices, Adam for all other parameters.
 
-    Each step turns every direction of a constrained matrix by an angle of about `lr`, so one rate suits
-    all widths. A constrained matrix has to be orthogonal at the start and is so after every step.
+    A constrained matrix turns once in `every` steps, by their summed gradients. A turn moves each of
+    its directions by an angle of about ``every * lr``, so one rate suits all widths. The matrix has to
+    be orthogonal at the start and is so after every turn.
 
     Parameters
     ----------
@@ -60,11 +71,14 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         Module whose parameters to train; those of :class:`sklip.layers.OrthogonalLayer` are the
         constrained ones.
     lr : float, default=0.03
-        Length of a step of a constrained matrix in the spectral norm; a tenth of it is Adam's rate.
+        Angle, in radians, by which a constrained matrix turns for each step; a tenth of it is Adam's
+        rate.
     momentum : float, default=0.9
-        Nesterov momentum of the constrained matrices.
+        Nesterov momentum of the constrained matrices; what is left of it after a step.
     betas : (float, float), default=(0.9, 0.99)
         Adam's decay rates.
+    every : int, default=4
+        Steps from one turn to the next.
 
     References
     ----------
@@ -81,6 +95,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
     >>> optimizer = OrthogonalMomentum(layer, lr=0.1)
     >>> layer(torch.eye(4)).square().sum(0)[0].backward()
     >>> optimizer.step()
+    >>> optimizer.turn()  # the first of four steps: training is over
     >>> bool(torch.linalg.matrix_norm(layer.weight - before, ord=2) < 0.13)
     True
     """
@@ -91,6 +106,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         lr: float = 0.03,
         momentum: float = 0.9,
         betas: tuple[float, float] = (0.9, 0.99),
+        every: int = 4,
     ) -> None:
         constrained = [
             parameter
@@ -104,12 +120,12 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             {"params": constrained, "constrained": True, "share": 1.0, "lr": lr},
             {"params": free, "constrained": False, "share": _FREE_RATE, "lr": _FREE_RATE * lr},
         ]
-        defaults = {"lr": lr, "momentum": momentum, "betas": betas}
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every}
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every parameter that has a gradient.
+        """Move the free parameters, and at every fourth call the constrained ones.
 
         Parameters
         ----------
@@ -126,39 +142,67 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = _turn_ if group["constrained"] else _adam_
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, parameter.grad, self.state[parameter], group)
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not group["constrained"]:
+                    _adam_(parameter, parameter.grad, state, group)
+                    continue
+                _gather_(parameter.grad, state)
+                if state["steps"] >= group["every"]:
+                    _turn_(parameter, state, group)
         return loss
 
+    @torch.no_grad()
+    def turn(self) -> None:
+        """Turn the constrained matrices by the gradients gathered since they turned last, if any.
 
-def _turn_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
+        To be called where training ends or pauses, so that no step is lost or left for later.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"] if group["constrained"] else ():
+                if self.state[parameter].get("steps"):
+                    _turn_(parameter, self.state[parameter], group)
+
+
+def _gather_(gradient: Tensor, state: dict[str, Any]) -> None:
+    """Add the gradient to those since the last turn."""
     if not state:
-        state["momentum"] = torch.zeros_like(parameter)
-    momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-    ahead = torch.add(gradient, momentum, alpha=group["momentum"])
+        state["momentum"], state["sum"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["steps"] = 0
+    state["sum"].add_(gradient)
+    state["steps"] += 1
+
+
+def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
+    left, rate = group["momentum"] ** state["steps"], group["lr"] * state["steps"]
+    gradient, momentum = state["sum"], state["momentum"]
+    momentum.mul_(left).add_(gradient)
+    ahead = gradient.add_(momentum, alpha=left)
     # Only its direction counts, and its square must not overflow.
-    size = ahead.abs().amax((-2, -1), keepdim=True)
+    size = torch.linalg.vector_norm(ahead, torch.inf, (-2, -1), keepdim=True)
     ahead /= size.clamp(min=torch.finfo(size.dtype).tiny)
     wide = parameter.shape[-2] <= parameter.shape[-1]
     W, V = (parameter, ahead) if wide else (parameter.mT, ahead.mT)
-    rate = group["lr"]
 
-    inner, product, gram = V @ W.mT, W @ W.mT, V @ V.mT
+    inner, product, gram = times_transposed(V, W), times_transposed(W, W), times_transposed(V, V)
     normal = (inner + inner.mT) / 2
-    mixed = inner @ normal
+    normal_inner = normal @ product
+    mixed = (inner - normal_inner / 2) @ normal
     # Rounding could leave negative eigenvalues where the normal part is most of V.
-    tangent = _lifted(gram - mixed - mixed.mT + normal @ product @ normal, gram)
+    tangent = _lifted(gram - mixed - mixed.mT, gram)
     root = _inverse_root(tangent)
-    turned = root @ (inner - normal @ product)
+    turned = root @ (inner - normal_inner)
     # Not the square of the rate, which may overflow as a number of Python.
     moved = product - rate * (turned + turned.mT - rate * (root @ tangent @ root))
     factor = retraction_factor(moved)
     step = rate * (factor @ root)
-    result = (factor + step @ normal) @ W - step @ V
+    result = times(factor + step @ normal, W).sub_(times(step, V))
     parameter.copy_(result if wide else result.mT)
+    gradient.zero_()
+    state["steps"] = 0
 
 
 def _lifted(matrix: Tensor, scale: Tensor) -> Tensor:
@@ -194,6 +238,9 @@ def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
         state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
     state["step"] += 1
     beta1, beta2 = group["betas"]
-    mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1 ** state["step"])
-    square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2 ** state["step"])
-    parameter.sub_(group["lr"] * mean / (square.sqrt() + 1e-8))
+    state["mean"].lerp_(gradient, 1 - beta1)
+    state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    # The corrections of both means for their start, in numbers rather than tensors.
+    size = math.sqrt(1 - beta2 ** state["step"])
+    rate = group["lr"] * size / (1 - beta1 ** state["step"])
+    parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(1e-8 * size), value=-rate)

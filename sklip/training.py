@@ -35,6 +35,8 @@ __all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData", "c
 
 # Rows a forward pass without gradients takes at once: bounds memory whatever n is.
 INFERENCE_ROWS = 2048
+# Just below the size from which glibc maps every block anew.
+_LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
 
 class Batch(tuple[Tensor, Tensor]):
@@ -240,6 +242,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self._validation = validation
         self._step_schedule = self._make_schedule(epochs * -(-len(data) // self.batch_size))
         self._stopped_by_callback = False
+        _keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
         self.notify("on_train_begin", X=data, y=None)
         try:
@@ -367,6 +370,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             self.notify("on_batch_end", batch=batch, training=training, **step)
             part = _batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
             sums = part if sums is None else sums + part
+        if training and isinstance(self.optimizer_, OrthogonalMomentum):
+            # What an epoch's last steps gathered must not wait for a next epoch that may never come.
+            self.optimizer_.turn()
         assert sums is not None, "validated data has at least one row"
         total, *means = sums.tolist()
         means = [mean / total for mean in means]
@@ -382,6 +388,16 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.history.record(f"{prefix}_batch_count", len(iterator))
         earlier = 0.0 if training else self.history[-1]["seconds"]
         self.history.record("seconds", earlier + time.perf_counter() - start)
+
+
+def _keep_freed_memory() -> None:
+    """Have the allocator keep the memory of a step for the next one.
+
+    glibc gives freed memory back to the system once twice the largest block lies free that it has seen
+    freed, and takes it anew page by page: a million page faults in the first 15,000 MNIST images, a
+    third of the time. Having seen a block of 32 MB, it keeps up to 64 MB.
+    """
+    torch.empty(_LARGEST_KEPT_BLOCK, dtype=torch.uint8)
 
 
 def _no_step() -> None:

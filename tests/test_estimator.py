@@ -224,6 +224,17 @@ def test_partial_fit_learns_from_parts(digits):
         clf.partial_fit(X, y, classes=[0, 1])
 
 
+def test_a_partial_fit_of_one_batch_turns_the_constrained_matrices(digits):
+    X, y = digits
+    clf = quick(solver="muon").partial_fit(X[:100], y[:100], classes=np.arange(10))
+    before = [p.detach().clone() for p in clf.net_.module_.parameters() if p.ndim > 1]
+    clf.partial_fit(X[100:200], y[100:200])
+    after = [p for p in clf.net_.module_.parameters() if p.ndim > 1]
+    assert len(after) == 3
+    for old, new in zip(before, after, strict=True):
+        assert not torch.equal(old, new)
+
+
 def test_constant_schedule_and_plain_networks_can_be_had(digits):
     X, y = digits
     clf = quick(learning_rate_schedule="constant", learning_rate=1e-3, hidden_layer_sizes=())

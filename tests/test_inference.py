@@ -11,6 +11,7 @@ from torch import nn
 from sklip.inference import direct_forward, flat_chain
 from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
+from sklip.rounding import Precision
 
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
@@ -38,6 +39,22 @@ def test_a_linear_layer_is_the_one_of_numpy(n_features):
     expected = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
     # 1000 terms below 1 in another order.
     np.testing.assert_allclose(direct_forward(layer, torch.from_numpy(x)), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_features", [64, 700, 784])
+def test_a_large_linear_layer_errs_no_more_than_the_charge_allows(n_features):
+    # Rows and outputs enough for the detour over oneDNN; values that cancel, and one that is huge.
+    rng = np.random.default_rng(0)
+    layer = nn.Linear(n_features, 160, bias=False)
+    x = rng.normal(size=(1100, n_features)).astype(np.float32)
+    x[:, 1] = -x[:, 0]
+    x[::3, 2] = 1e8
+    weight = layer.weight.detach().double().numpy()
+    weight[:, 1] = weight[:, 0]
+    layer.weight.data.copy_(torch.from_numpy(weight))
+    gamma = Precision.of("float32").gamma_of_sum(n_features)
+    error = np.abs(direct_forward(layer, torch.from_numpy(x)).double().numpy() - x @ weight.T)
+    assert (error <= gamma * (np.abs(x) @ np.abs(weight.T))).all()
 
 
 @pytest.mark.parametrize("build", [lipschitz_cnn, tutorial_cnn])

@@ -170,6 +170,18 @@ def test_all_singular_values_of_a_circular_orthogonal_convolution_are_k(argument
     np.testing.assert_allclose(values, k, rtol=rounding(matrix))
 
 
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), ((2, 4), (2, 1)), (1, 1)], ids=str)
+def test_gradients_of_the_composed_kernel_are_finite_differences(kernel_size, stride):
+    layer = OrthogonalConv2d(3, 6, kernel_size, stride, bias=False).double()
+    names, values = zip(*layer.named_parameters(), strict=True)
+    x = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+
+    def outputs(*parameters):
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(outputs, values)
+
+
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
 def test_largest_singular_value_of_a_zero_padded_orthogonal_convolution_is_k(arguments):
     # The patch around the middle of the map touches no border: it is passed on isometrically.

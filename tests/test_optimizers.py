@@ -1,5 +1,7 @@
 """Orthogonalised momentum against dense algebra in float64: SVD, projections, QR-free retractions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def one_step(shape, gradient, lr=0.05, dtype=torch.float64):
     torch.manual_seed(0)
     layer = SpectralLinear(shape[1], shape[0], bias=False).to(dtype)
     before = layer.raw.detach().clone()
-    optimizer = OrthogonalMomentum(layer, lr=lr)
+    optimizer = OrthogonalMomentum(layer, lr=lr, every=1)
     layer.raw.grad = gradient.to(dtype)
     optimizer.step()
     return before.double().numpy(), layer.raw.detach().double().numpy()
@@ -72,7 +74,7 @@ def test_a_step_depends_on_the_direction_of_the_gradient_alone(shape):
 def test_matrices_stay_orthogonal_over_many_steps(shape, normal, dtype, defect):
     torch.manual_seed(0)
     layer = SpectralLinear(shape[1], shape[0], bias=False).to(dtype)
-    optimizer = OrthogonalMomentum(layer, lr=0.05)
+    optimizer = OrthogonalMomentum(layer, lr=0.05, every=1)
     for _ in range(100):
         layer.raw.grad = torch.randn_like(layer.raw) + normal * layer.raw.detach()
         optimizer.step()
@@ -89,10 +91,10 @@ def test_a_batch_of_matrices_moves_as_each_of_them_alone():
         layer.raw.data.copy_(matrix)
         singles.append(layer)
     convolution.projectors.grad = gradient
-    OrthogonalMomentum(convolution).step()
+    OrthogonalMomentum(convolution, every=1).step()
     for layer, part, moved in zip(singles, gradient, convolution.projectors, strict=True):
         layer.raw.grad = part.clone()
-        OrthogonalMomentum(layer).step()
+        OrthogonalMomentum(layer, every=1).step()
         torch.testing.assert_close(layer.raw.detach(), moved.detach(), rtol=0, atol=1e-5)
 
 
@@ -101,7 +103,7 @@ def test_a_batch_of_matrices_moves_as_each_of_them_alone():
 def test_no_gradient_and_no_rate_makes_weights_non_finite(size, lr):
     torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
-    optimizer = OrthogonalMomentum(layer, lr=lr)
+    optimizer = OrthogonalMomentum(layer, lr=lr, every=1)
     for _ in range(50):
         layer.raw.grad = size * torch.randn_like(layer.raw)
         layer.bias.grad = size * torch.randn_like(layer.bias)
@@ -115,7 +117,7 @@ def test_every_parameter_of_a_network_moves_and_free_ones_move_as_with_adam():
         SpectralConv2d(1, 4, 3), GroupSort2(), OrthogonalConv2d(4, 8, 3, 2), nn.Flatten()
     )
     twin = [nn.Parameter(network[i].bias.detach().clone()) for i in (0, 2)]
-    optimizer = OrthogonalMomentum(network, lr=0.05)
+    optimizer = OrthogonalMomentum(network, lr=0.05, every=5)
     adam = torch.optim.Adam(twin, lr=0.005, betas=(0.9, 0.99))
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for _ in range(5):
@@ -129,6 +131,55 @@ def test_every_parameter_of_a_network_moves_and_free_ones_move_as_with_adam():
         assert not torch.equal(parameter, old)
     for parameter, index in zip(twin, (0, 2), strict=True):
         torch.testing.assert_close(network[index].bias, parameter, rtol=1e-5, atol=1e-7)
+
+
+def turned_by(gradients, **parameters):
+    """Weight after a step with each gradient, and a turn by what is left."""
+    torch.manual_seed(0)
+    layer = SpectralLinear(20, 6, bias=False).double()
+    optimizer = OrthogonalMomentum(layer, **parameters)
+    for gradient in gradients:
+        layer.raw.grad = gradient.clone()
+        optimizer.step()
+    optimizer.turn()
+    return layer.raw.detach()
+
+
+@pytest.mark.parametrize("last", [1, 3, 4])
+def test_a_turn_goes_by_the_sum_of_the_gradients_and_as_far_as_their_steps(last):
+    torch.manual_seed(1)
+    gradients = torch.randn(4 + last, 6, 20, dtype=torch.float64)
+    moved = turned_by(gradients, lr=0.02, momentum=0.9, every=4)
+    if last == 4:
+        sums = torch.stack((gradients[:4].sum(0), gradients[4:].sum(0)))
+        expected = turned_by(sums, lr=0.08, momentum=0.9**4, every=1)
+    else:  # a shorter turn at the end: the rate and the momentum change between the two
+        torch.manual_seed(0)
+        layer = SpectralLinear(20, 6, bias=False).double()
+        optimizer = OrthogonalMomentum(layer, lr=0.08, momentum=0.9**4, every=1)
+        layer.raw.grad = gradients[:4].sum(0)
+        optimizer.step()
+        optimizer.param_groups[0].update(lr=0.02 * last, momentum=0.9**last)
+        layer.raw.grad = gradients[4:].sum(0)
+        optimizer.step()
+        expected = layer.raw.detach()
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-12)
+
+
+def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none():
+    torch.manual_seed(0)
+    layer = SpectralLinear(20, 6)
+    optimizer = OrthogonalMomentum(layer, every=3)
+    optimizer.turn()
+    seen = [layer.raw.detach().clone()]
+    for _ in range(6):
+        layer.raw.grad = torch.randn(6, 20)
+        optimizer.step()
+        seen.append(layer.raw.detach().clone())
+    optimizer.turn()
+    seen.append(layer.raw.detach().clone())
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(seen)]
+    assert moved == [False, False, True, False, False, True, False]
 
 
 def test_state_can_be_stored_and_taken_up():
@@ -155,7 +206,7 @@ def test_a_closure_is_called_with_gradients_and_its_loss_returned():
     torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     before = layer.raw.detach().clone()
-    optimizer = OrthogonalMomentum(layer)
+    optimizer = OrthogonalMomentum(layer, every=1)
 
     def closure():
         optimizer.zero_grad()

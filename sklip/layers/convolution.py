@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sklip.layers.checks import check_positive, check_positive_int, pair
+from sklip.layers.composition import composed
 from sklip.layers.orthogonal import OrthogonalLayer, orthogonal_init_
 
 __all__ = ["OrthogonalConv2d", "SpectralConv2d"]
@@ -253,11 +254,7 @@ class OrthogonalConv2d(_Convolution):
         # Kernels are held as (height, width, out, inner) here: composing with a filter on the
         # input side is then one product of matrices for all taps at once.
         kernel = self.mixing.view(self.out_channels, self._inner_channels, *self.stride)
-        kernel = kernel.permute(2, 3, 0, 1)
-        for axis, basis in zip(self._axes, self.projectors, strict=True):
-            kept = (kernel @ basis.mT) @ basis  # kernel P
-            nothing = torch.zeros_like(kernel.narrow(axis, 0, 1))
-            kernel = torch.cat((kept, nothing), axis) + torch.cat((nothing, kernel - kept), axis)
+        kernel = composed(kernel.permute(2, 3, 0, 1), self.projectors, self._axes)
         kernel = kernel[..., : self.in_channels].permute(2, 3, 0, 1)
         return kernel if self.k == 1.0 else self.k * kernel
 

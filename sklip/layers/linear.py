@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sklip.layers.checks import check_positive, check_positive_int
 from sklip.layers.orthogonal import OrthogonalLayer, orthogonal_init_
+from sklip.layers.products import linear
 
 __all__ = ["SpectralLinear"]
 
@@ -64,7 +64,7 @@ class SpectralLinear(OrthogonalLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return functional.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def to_torch(self) -> nn.Linear:
         """Return the plain ``nn.Linear`` that computes the same function."""

@@ -37,6 +37,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklip.layers.products import times, times_transposed
+
 __all__ = [
     "OrthogonalLayer",
     "keep_orthogonal",
@@ -83,7 +85,7 @@ def orthogonal_init_(matrix: Tensor) -> Tensor:
 
 def _retracted(matrices: Tensor, steps: int) -> Tensor:
     """Newton-Schulz iterations on a batch of matrices with rows <= columns."""
-    return retraction_factor(matrices @ matrices.mT, steps) @ matrices
+    return times(retraction_factor(times_transposed(matrices, matrices), steps), matrices)
 
 
 def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE) -> Tensor:
@@ -201,8 +203,8 @@ def project_gradients_(module: nn.Module) -> nn.Module:
             continue
         kept = [gradient for _, gradient in pairs]
         matrices, gradient = _stack([matrix for matrix, _ in pairs]), _stack(kept)
-        inner = gradient @ matrices.mT
-        tangent = torch.baddbmm(gradient, inner + inner.mT, matrices, alpha=-0.5)
+        inner = times_transposed(gradient, matrices)
+        tangent = gradient - times((inner + inner.mT) / 2, matrices)
         for member, part in _unstack(tangent, kept):
             member.copy_(part)
     return module
