@@ -38,7 +38,6 @@ second, 0.9877 to 0.9889 and 1.352 to 1.359 at every fourth, 0.9833 and 1.285 at
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +94,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
     >>> optimizer = OrthogonalMomentum(layer, lr=0.1)
     >>> layer(torch.eye(4)).square().sum(0)[0].backward()
     >>> optimizer.step()
-    >>> optimizer.turn()  # the first of four steps: training is over
+    >>> optimizer.finish()  # the first of four steps, and the last
     >>> bool(torch.linalg.matrix_norm(layer.weight - before, ord=2) < 0.13)
     True
     """
@@ -120,12 +119,11 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             {"params": constrained, "constrained": True, "share": 1.0, "lr": lr},
             {"params": free, "constrained": False, "share": _FREE_RATE, "lr": _FREE_RATE * lr},
         ]
-        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every}
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every, "gathered": 0}
         super().__init__([group for group in groups if group["params"]], defaults)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move the free parameters, and at every fourth call the constrained ones.
+        """Move the free parameters, and where a turn is due the constrained ones.
 
         Parameters
         ----------
@@ -141,43 +139,64 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not group["constrained"]:
-                    _adam_(parameter, parameter.grad, state, group)
-                    continue
-                _gather_(parameter.grad, state)
-                if state["steps"] >= group["every"]:
-                    _turn_(parameter, state, group)
+        self.gather()
+        if self.count():
+            self.turn(self.every)
         return loss
 
+    @property
+    def every(self) -> int:
+        """Steps from one turn to the next."""
+        return int(self.param_groups[0]["every"])
+
     @torch.no_grad()
-    def turn(self) -> None:
-        """Turn the constrained matrices by the gradients gathered since they turned last, if any.
+    def gather(self) -> None:
+        """Move the free parameters, and add the gradients of the constrained ones to their sums.
+
+        What a step computes; with :meth:`count` and :meth:`turn` it is a step.
+        """
+        for group in self.param_groups:
+            update = _gather_ if group["constrained"] else _adam_
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update(parameter, parameter.grad, self.state[parameter], group)
+
+    def count(self) -> bool:
+        """Count a step, and tell whether a turn is due."""
+        group = self.param_groups[0]
+        group["gathered"] = (group["gathered"] + 1) % self.every
+        return not group["gathered"]
+
+    @torch.no_grad()
+    def turn(self, n_steps: int) -> None:
+        """Turn the constrained matrices by what was gathered in the last `n_steps` steps."""
+        for group in self.param_groups:
+            if group["constrained"]:
+                for parameter in group["params"]:
+                    if parameter in self.state:
+                        _turn_(parameter, self.state[parameter], group, n_steps)
+
+    def finish(self) -> None:
+        """Turn by what was gathered since the last turn, if anything.
 
         To be called where training ends or pauses, so that no step is lost or left for later.
         """
-        for group in self.param_groups:
-            for parameter in group["params"] if group["constrained"] else ():
-                if self.state[parameter].get("steps"):
-                    _turn_(parameter, self.state[parameter], group)
+        group = self.param_groups[0]
+        if group["gathered"]:
+            self.turn(group["gathered"])
+            group["gathered"] = 0
 
 
-def _gather_(gradient: Tensor, state: dict[str, Any]) -> None:
+def _gather_(_: Tensor, gradient: Tensor, state: dict[str, Any], __: dict[str, Any]) -> None:
     """Add the gradient to those since the last turn."""
     if not state:
         state["momentum"], state["sum"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        state["steps"] = 0
     state["sum"].add_(gradient)
-    state["steps"] += 1
 
 
-def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], n_steps: int) -> None:
     """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
-    left, rate = group["momentum"] ** state["steps"], group["lr"] * state["steps"]
+    left, rate = group["momentum"] ** n_steps, group["lr"] * n_steps
     gradient, momentum = state["sum"], state["momentum"]
     momentum.mul_(left).add_(gradient)
     ahead = gradient.add_(momentum, alpha=left)
@@ -202,7 +221,6 @@ def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> N
     result = times(factor + step @ normal, W).sub_(times(step, V))
     parameter.copy_(result if wide else result.mT)
     gradient.zero_()
-    state["steps"] = 0
 
 
 def _lifted(matrix: Tensor, scale: Tensor) -> Tensor:
@@ -234,13 +252,12 @@ def _inverse_root(gram: Tensor) -> Tensor:
 def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     """Take a step of Adam."""
     if not state:
-        state["step"] = 0
         state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-    state["step"] += 1
+        # A tensor, so that a step that was recorded counts when it is replayed.
+        state["age"] = parameter.new_zeros(())
+    age = state["age"].add_(1)
     beta1, beta2 = group["betas"]
-    state["mean"].lerp_(gradient, 1 - beta1)
-    state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    # The corrections of both means for their start, in numbers rather than tensors.
-    size = math.sqrt(1 - beta2 ** state["step"])
-    rate = group["lr"] * size / (1 - beta1 ** state["step"])
-    parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(1e-8 * size), value=-rate)
+    # Both means start at zero, so they are too small at first, by a known factor.
+    mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**age)
+    square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**age)
+    parameter.sub_(group["lr"] * mean / square.sqrt_().add_(1e-8))

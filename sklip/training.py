@@ -27,6 +27,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sklip.graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import signed_radii
 from sklip.optimizers import OrthogonalMomentum
@@ -240,7 +241,12 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
         self.planned_epochs = len(self.history) + epochs
         self._validation = validation
-        self._step_schedule = self._make_schedule(epochs * -(-len(data) // self.batch_size))
+        recorder, optimizer = self._make_recorder(), self.optimizer_
+        self._take_step = self._plain_step
+        if recorder is not None and isinstance(optimizer, OrthogonalMomentum):
+            self._take_step = GraphedStep(self._gradients, optimizer, recorder)
+        n_steps = epochs * -(-len(data) // self.batch_size)
+        self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
         self._stopped_by_callback = False
         _keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
@@ -260,7 +266,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                     stacklevel=4,
                 )
         finally:
-            del self._validation, self._step_schedule
+            del self._validation, self._step_schedule, self._take_step
+            # A fitted model is to hold its weights and no more.
+            self.optimizer_.zero_grad(set_to_none=True)
         self.notify("on_train_end", X=data, y=None)
         return self
 
@@ -285,11 +293,21 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             self._stopped_by_callback = True
             raise
 
-    def _make_schedule(self, n_steps: int) -> Callable[[], None]:
+    def _make_recorder(self) -> Recorder | None:
+        """CUDA graphs, unless a callback may want to look into a step."""
+        watched = any(
+            not isinstance(callback, EpochReport | StopEarly) for _, callback in self.callbacks_
+        )
+        # Adam's momentum follows the schedule, and a graph could not see that.
+        if watched or self.solver != "muon" or torch.device(self.device).type != "cuda":
+            return None
+        return CudaRecorder(self.device)
+
+    def _make_schedule(self, n_steps: int, as_tensors: bool) -> Callable[[], None]:
         rates = [self.lr * group.get("share", 1.0) for group in self.optimizer_.param_groups]
+        for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+            group["lr"] = torch.full((), rate, device=self.device) if as_tensors else rate
         if self.schedule == "constant" or n_steps < 2:
-            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
-                group["lr"] = rate
             return _no_step
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer_, max_lr=rates, total_steps=n_steps, cycle_momentum=self.solver == "adam"
@@ -321,22 +339,30 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Gradient, optimiser step, and back to orthogonality."""
         self.module_.train()
-        self.optimizer_.zero_grad(set_to_none=True)
         X, y = batch
         for change in self.augmentation:
             X = change(X, self._generator)
-        logits = self.infer(X, **fit_params)
-        loss = self.criterion_(logits, y, batch.sample_weight)
+        loss, logits = self._take_step(X, y, batch.sample_weight)
+        self._step_schedule()
+        return {"loss": loss, "y_pred": logits}
+
+    def _gradients(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
+        self.optimizer_.zero_grad(set_to_none=True)
+        logits = self.infer(X)
+        loss = self.criterion_(logits, y, sample_weight)
         loss.backward()
+        return loss.detach(), logits.detach()
+
+    def _plain_step(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = self._gradients(X, y, sample_weight)
         self.notify(
             "on_grad_computed",
             named_parameters=self.module_.named_parameters(),
-            batch=batch,
+            batch=Batch.of(X, y, sample_weight),
             training=True,
         )
         self.optimizer_.step()
-        self._step_schedule()
-        return {"loss": loss.detach(), "y_pred": logits.detach()}
+        return outputs
 
     def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Logits and loss without gradients."""
@@ -372,7 +398,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             sums = part if sums is None else sums + part
         if training and isinstance(self.optimizer_, OrthogonalMomentum):
             # What an epoch's last steps gathered must not wait for a next epoch that may never come.
-            self.optimizer_.turn()
+            self.optimizer_.finish()
         assert sums is not None, "validated data has at least one row"
         total, *means = sums.tolist()
         means = [mean / total for mean in means]

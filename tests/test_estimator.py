@@ -1,8 +1,10 @@
 """LipschitzClassifier: what goes in, what comes out, what is stored."""
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from contextlib import redirect_stdout
 
 import joblib
@@ -233,6 +235,25 @@ def test_a_partial_fit_of_one_batch_turns_the_constrained_matrices(digits):
     assert len(after) == 3
     for old, new in zip(before, after, strict=True):
         assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"solver": "adam"}, {"early_stopping": True}], ids=str)
+def test_a_discarded_model_frees_its_memory_at_once(digits, parameters):
+    # A search would else fill a device with models that wait for the garbage collector.
+    X, y = digits
+    quick().fit(X[:64], y[:64])  # what torch keeps of its first optimiser is not ours
+    gc.collect()
+    gc.disable()
+    try:
+        clf = quick(**parameters).fit(X, y)
+        clf.certificates_(X)
+        parts = (clf.net_, clf.net_.module_, clf.net_.optimizer_, clf.network_)
+        assert all(parameter.grad is None for parameter in clf.net_.module_.parameters())
+        alive = [weakref.ref(part) for part in (*parts, *clf.net_.module_.parameters())]
+        del clf, parts
+        assert [part() for part in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 def test_constant_schedule_and_plain_networks_can_be_had(digits):

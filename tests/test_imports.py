@@ -31,7 +31,8 @@ DOORS = {
     "certification": {"estimator", "pipelines", "radii", "rounding", "transformers"},
     "augmentation": set(),
     "optimizers": {"layers"},
-    "training": {"layers", "losses", "optimizers"},
+    "graphs": {"optimizers"},
+    "training": {"graphs", "layers", "losses", "optimizers"},
     "estimator": {
         *("bounds", "devices", "inference", "inputs", "layers"),
         *("metrics", "networks", "parameters", "proofs", "radii", "training"),

@@ -141,7 +141,7 @@ def turned_by(gradients, **parameters):
     for gradient in gradients:
         layer.raw.grad = gradient.clone()
         optimizer.step()
-    optimizer.turn()
+    optimizer.finish()
     return layer.raw.detach()
 
 
@@ -170,13 +170,13 @@ def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none()
     torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     optimizer = OrthogonalMomentum(layer, every=3)
-    optimizer.turn()
+    optimizer.finish()
     seen = [layer.raw.detach().clone()]
     for _ in range(6):
         layer.raw.grad = torch.randn(6, 20)
         optimizer.step()
         seen.append(layer.raw.detach().clone())
-    optimizer.turn()
+    optimizer.finish()
     seen.append(layer.raw.detach().clone())
     moved = [not torch.equal(before, after) for before, after in itertools.pairwise(seen)]
     assert moved == [False, False, True, False, False, True, False]
