@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from sklip import networks
+from sklip.batches import TensorData
 from sklip.bounds import refuse_altered
 from sklip.devices import (
     available_device,
@@ -55,12 +56,7 @@ from sklip.parameters import (
 )
 from sklip.proofs import prove, scaled_margin_bounds
 from sklip.radii import Approach, certified_radii, row_lengths_upper, softmax_charge
-from sklip.training import (
-    LipschitzNet,
-    StopEarly,
-    TensorData,
-    check_callbacks,
-)
+from sklip.training import LipschitzNet, StopEarly, check_callbacks
 
 __all__ = ["LipschitzClassifier"]
 

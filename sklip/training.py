@@ -1,23 +1,16 @@
-r"""The skorch net and its batches: the hot loop.
+r"""The skorch net: the hot loop.
 
-Tensors in, a trained module out. Nothing here knows scikit-learn's validation.
-
-The whole data set is one tensor, on the device if it fits, and a batch is a slice of it: skorch's
-default of one indexing call a sample and a collate function costs eight times more. The tensor keeps
-the type that it came with, may be a file mapped into memory, and is never copied as a whole in memory;
-a batch is converted when it is drawn. Inside an epoch nothing asks the device for a value; sums
-are kept there and read once, at the epoch's end.
+Batches in, a trained module out. Nothing here knows scikit-learn's validation. Inside an epoch nothing
+asks the device for a value; sums are kept there and read once, at the epoch's end.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,105 +20,18 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sklip.batches import Batch, TensorData
 from sklip.graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import signed_radii
 from sklip.optimizers import OrthogonalMomentum
 
-__all__ = ["Batch", "EpochReport", "LipschitzNet", "StopEarly", "TensorData", "check_callbacks"]
+__all__ = ["EpochReport", "LipschitzNet", "StopEarly", "check_callbacks", "keep_freed_memory"]
 
 # Rows a forward pass without gradients takes at once: bounds memory whatever n is.
 INFERENCE_ROWS = 2048
 # Just below the size from which glibc maps every block anew.
 _LARGEST_KEPT_BLOCK = 2**25 - 2**16
-
-
-class Batch(tuple[Tensor, Tensor]):
-    """The pair (X, y) that skorch's callbacks expect, carrying the samples' weights beside it."""
-
-    sample_weight: Tensor | None
-
-    @classmethod
-    def of(cls, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> Batch:
-        """Return the pair with its weights."""
-        batch = cls((X, y))
-        batch.sample_weight = sample_weight
-        return batch
-
-
-@dataclass(frozen=True)
-class TensorData:
-    """Samples: inputs of any type, and on the training device targets and weights (None: all one).
-
-    Parameters
-    ----------
-    X : Tensor of shape (n_rows, ...)
-    y : Tensor of shape (n_samples,)
-    sample_weight : Tensor of shape (n_samples,), or None
-    dtype : torch.dtype
-        Of the inputs in a batch.
-    members : Tensor of shape (n_samples,), default=None
-        Row of X of each sample, beside y; None: all rows in order.
-    ahead : bool, default=False
-        Whether to draw each batch while the one before is in use, for inputs that have to be fetched.
-    """
-
-    X: Tensor
-    y: Tensor
-    sample_weight: Tensor | None
-    dtype: torch.dtype
-    members: Tensor | None = None
-    ahead: bool = False
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def subset(self, members: Tensor) -> TensorData:
-        """Return some of the samples; inputs are not copied."""
-        members = members.to(self.y.device)
-        return TensorData(
-            self.X,
-            self.y[members],
-            None if self.sample_weight is None else self.sample_weight[members],
-            self.dtype,
-            members if self.members is None else self.members[members],
-            self.ahead,
-        )
-
-    def batches(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
-        """Yield batches, in random order if a generator is given."""
-        n_samples = len(self)
-        draws: Iterator[slice | Tensor]
-        if generator is None or n_samples <= batch_size:
-            # One full batch keeps its order: equal sums, whatever the generator's state.
-            starts = range(0, n_samples, batch_size)
-            draws = (slice(start, start + batch_size) for start in starts)
-        else:
-            order = torch.randperm(n_samples, generator=generator).to(self.y.device)
-            draws = iter(order.split(batch_size))
-        return _one_ahead(self._batch, draws) if self.ahead else map(self._batch, draws)
-
-    def _batch(self, draw: slice | Tensor) -> Batch:
-        rows = draw if self.members is None else self.members[draw]
-        if isinstance(rows, Tensor):
-            rows = rows.to(self.X.device)
-        # Gathered in the caller's type, then converted: that reads the least. Always a copy, since a
-        # layer that works in place must not reach the caller's X.
-        X = self.X[rows].to(self.y.device, self.dtype, copy=isinstance(rows, slice))
-        weight = None if self.sample_weight is None else self.sample_weight[draw]
-        return Batch.of(X, self.y[draw], weight)
-
-
-def _one_ahead(
-    make: Callable[[slice | Tensor], Batch], draws: Iterator[slice | Tensor]
-) -> Iterator[Batch]:
-    """Yield ``make(draw)`` for each draw, made by another thread while the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        pending = [reader.submit(make, draw) for draw in itertools.islice(draws, 2)]
-        while pending:
-            batch = pending.pop(0).result()
-            yield batch
-            pending += [reader.submit(make, draw) for draw in itertools.islice(draws, 1)]
 
 
 class EpochReport(Callback):  # type: ignore[misc]
@@ -248,7 +154,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         n_steps = epochs * -(-len(data) // self.batch_size)
         self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
         self._stopped_by_callback = False
-        _keep_freed_memory()
+        keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
         self.notify("on_train_begin", X=data, y=None)
         try:
@@ -416,7 +322,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.history.record("seconds", earlier + time.perf_counter() - start)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the allocator keep the memory of a step for the next one.
 
     glibc gives freed memory back to the system once twice the largest block lies free that it has seen

@@ -32,9 +32,10 @@ DOORS = {
     "augmentation": set(),
     "optimizers": {"layers"},
     "graphs": {"optimizers"},
-    "training": {"graphs", "layers", "losses", "optimizers"},
+    "batches": set(),
+    "training": {"batches", "graphs", "layers", "losses", "optimizers"},
     "estimator": {
-        *("bounds", "devices", "inference", "inputs", "layers"),
+        *("batches", "bounds", "devices", "inference", "inputs", "layers"),
         *("metrics", "networks", "parameters", "proofs", "radii", "training"),
     },
     "scoring": {"certification", "metrics"},
