@@ -3,8 +3,8 @@
 All that is compared runs in one process, in turns (A B A B), after a warm-up; printed are medians and
 ratios of medians of one run. Steps are timed four at a time, in which the default solver turns once; on
 a GPU as one CUDA graph, but for deel-torchlip, which reads values back from the device. The
-unconstrained twin of a network has the same shapes and strides, free weights, ReLU in place of GroupSort
-and max pooling in place of L2 pooling.
+unconstrained twin of a network has the same shapes and strides, free weights, ReLU for GroupSort and
+max pooling for L2 pooling.
 
     python benchmarks/speed.py --json results.json            # everything, on the CPU
     python benchmarks/speed.py --device cuda --parts step fit  # on a GPU
