@@ -119,8 +119,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         needs far fewer epochs, or Adam. "auto" is "adam" for data of a single batch, else "muon".
     learning_rate : float or "auto", default="auto"
         Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
-        radians, by which a step turns an orthogonal layer, whatever its width; "auto" is 0.03 there
-        and 2e-3 for "adam".
+        radians, by which an orthogonal layer turns for each step, whatever its width; it turns once in
+        four steps. "auto" is 0.03 there and 2e-3 for "adam".
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
     augmentation : callable or list of callables, default=None
@@ -143,7 +143,8 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Precision of training and prediction; "auto" is float64 for tables of at most 2**20 values and
         float32 for images and anything larger.
     callbacks : list of skorch callbacks, default=None
-        Instances or (name, instance) pairs. Copies of them are handed to skorch.
+        Instances or (name, instance) pairs. Copies of them are handed to skorch. On CUDA training is
+        slower with them: they may look into a step, so it can't be replayed as a graph.
     verbose : int, default=0
         Whether to print a line an epoch: loss, accuracy, mean certificate; and to show a bar for
         epochs that take long.
