@@ -62,7 +62,8 @@ class CudaRecorder:
         """Return what replays the function's kernels, and the outputs that each replay writes."""
         with torch.cuda.device(self._device):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Of this thread alone: another one may be fetching the next batch.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = function()
         return graph.replay, outputs
 
