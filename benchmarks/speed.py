@@ -243,6 +243,7 @@ def measure_fits(arguments: argparse.Namespace) -> Figures:
         large[f"tutorial network, {case}: deel-torchlip, raw loop"] = lambda: raw_fit(
             deel_tutorial() or deel, X, y, epochs, device, "free"
         )
+    large = {name: run for name, run in large.items() if name.split()[0] in arguments.networks}
     table = {"max_epochs": 20, "dtype": "float32", "device": device, "random_state": 0}
     small = {
         "digits, 20 epochs, early_stopping: fit": lambda: LipschitzClassifier(
@@ -351,6 +352,13 @@ def main() -> None:
     parser.add_argument("--fits", type=int, default=3, help="repeats of fits")
     parser.add_argument("--rows", type=int, default=60_000, help="rows of the large fits")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of the large fits")
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=("tutorial", "default"),
+        default=["tutorial", "default"],
+        help="networks of the large fits",
+    )
     parser.add_argument("--peak", help="print the bytes at the peak of this one fit instead")
     parser.add_argument("--json", help="file to write the figures to")
     arguments = parser.parse_args()

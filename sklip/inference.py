@@ -8,8 +8,8 @@ bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Lin
 machine, the batch size and global switches. So the network is evaluated here by matrix products, and
 by oneDNN's direct convolutions, which torch offers by name on the CPU in float32; elsewhere a
 convolution gathers its patches (unfold) and is a product, and there a large product is a convolution
-with a kernel of one pixel, which is faster. Long sums are cut into blocks that are added
-up afterwards, which brings the error of n terms in blocks of B from about n units down to B + n / B.
+with a kernel of one pixel, which is faster. Long sums are cut into blocks whose sums are added in
+pairs, which brings the error of n terms in blocks of B from about n units down to B + log2(n / B).
 
 No global switch is touched. Where one allows products of lower precision, float32 networks are
 evaluated in float64 and the result is rounded.
@@ -18,6 +18,7 @@ evaluated in float64 and the result is rounded.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 from collections.abc import Iterable
@@ -31,7 +32,7 @@ from sklip.layers import Residual
 __all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gathered"]
 
 # Terms summed at once. Smaller blocks lose less to rounding and take longer.
-BLOCK = 64
+BLOCK = 48
 # The same for a convolution, in whole channels: at least one.
 CONVOLUTION_BLOCK = 288
 # Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache; a
@@ -154,13 +155,27 @@ def _evaluate(layer: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
+def _added_in_pairs(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of n parts, which are overwritten; each goes through at most log2(n) additions."""
+    # Sums of 2^k parts, the larger first, as the digits of a binary counter.
+    sums: list[tuple[int, Tensor]] = []
+    for part in parts:
+        count = 1
+        while sums and sums[-1][0] == count:
+            part = sums.pop()[1].add_(part)
+            count *= 2
+        sums.append((count, part))
+    total = sums.pop()[1]
+    while sums:
+        total = sums.pop()[1].add_(total)
+    return total
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     large = x.ndim == 2 and len(x) * BLOCK * layer.out_features >= _LARGE
     product = _pixel_product if large and _by_onednn(x) else functional.linear
     blocks = zip(x.split(BLOCK, -1), layer.weight.split(BLOCK, 1), strict=True)
-    total: Tensor = product(*next(blocks))
-    for part, weight in blocks:
-        total += product(part, weight)
+    total = _added_in_pairs(product(part, weight) for part, weight in blocks)
     return total if layer.bias is None else total.add_(layer.bias)
 
 
@@ -195,11 +210,7 @@ def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
     for group, weight in zip(x.chunk(layer.groups, 1), layer.weight.chunk(layer.groups), strict=True):
         columns = functional.unfold(group, kernel_size, dilation, 0, stride)
         blocks = zip(columns.split(BLOCK, 1), weight.flatten(1).split(BLOCK, 1), strict=True)
-        part, matrix = next(blocks)
-        total = matrix @ part
-        for part, matrix in blocks:
-            total += matrix @ part
-        outputs.append(total)
+        outputs.append(_added_in_pairs(matrix @ part for part, matrix in blocks))
     result = torch.cat(outputs, 1) if layer.groups > 1 else outputs[0]
     if layer.bias is not None:
         result += layer.bias[:, None]
@@ -215,8 +226,7 @@ def _direct_convolution(layer: nn.Conv2d, x: Tensor, padding: tuple[int, int]) -
         x, weight = x.contiguous(), weight.contiguous()
         return torch.mkldnn_convolution(x, weight, bias, padding, layer.stride, layer.dilation, 1)
 
-    part, weight = next(blocks)
-    total = convolved(part, weight, layer.bias)
-    for part, weight in blocks:
-        total += convolved(part, weight, None)
-    return total
+    biases = itertools.chain((layer.bias,), itertools.repeat(None))
+    return _added_in_pairs(
+        convolved(part, weight, bias) for (part, weight), bias in zip(blocks, biases, strict=False)
+    )

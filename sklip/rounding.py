@@ -4,9 +4,10 @@ Note [Charge for rounding]
 --------------------------
 Write f_i for the exact layers of the stored weights and F_i for what :mod:`sklip.inference` computes. A
 rule bounds the error of one layer, :math:`\|F_i(z) - f_i(z)\|_2 \le c_i \|z\|_2 + d_i`, from standard
-analysis: a dot product of n terms in blocks of B has an error of at most
-:math:`\gamma_{B + n/B} |w| |z|` in any order of summation, and each result may lose a subnormal number.
-Through the chain, with L_i the layer's Lipschitz constant, s bounding the exact values and e the error,
+analysis: a dot product of n terms in blocks of B, whose sums are added in pairs, has an error of at
+most :math:`\gamma_{B + \log_2(n/B)} |w| |z|` whatever the order in a block, and each result may lose a
+subnormal number. Through the chain, with L_i the layer's Lipschitz constant, s bounding the exact
+values and e the error,
 
 .. math::
     s_i = L_i s_{i-1} + \|f_i(0)\|, \qquad
@@ -79,14 +80,17 @@ class Precision:
 
     def gamma_of_sum(self, n_terms: int) -> float:
         """Return the constant of a dot product of `n_terms` in blocks, and a bias."""
-        blocks = -(-n_terms // BLOCK)
-        return self.gamma(min(n_terms, BLOCK) + blocks + 1)
+        return self._gamma_of_blocks(min(n_terms, BLOCK), -(-n_terms // BLOCK))
 
     def gamma_of_convolution(self, channels: int, taps: int) -> float:
         """Return that of a convolution's sums, by either way to compute them."""
         at_once = min(channels, max(1, CONVOLUTION_BLOCK // taps))
-        direct = self.gamma(at_once * taps + -(-channels // at_once) + 1)
+        direct = self._gamma_of_blocks(at_once * taps, -(-channels // at_once))
         return max(direct, self.gamma_of_sum(channels * taps))
+
+    def _gamma_of_blocks(self, terms: int, blocks: int) -> float:
+        # Additions in pairs, that of a bias, and one in hand.
+        return self.gamma(terms + math.ceil(math.log2(blocks)) + 2)
 
 
 def register_rounding_bound(*module_types: type[nn.Module]) -> Callable[[Rule], Rule]:

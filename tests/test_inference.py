@@ -1,5 +1,6 @@
 """Direct sums compute what the plain layers compute, whatever the global switches say."""
 
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklip.inference import direct_forward, flat_chain
+from sklip.inference import _added_in_pairs, direct_forward, flat_chain
 from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
 from sklip.rounding import Precision
@@ -39,6 +40,23 @@ def test_a_linear_layer_is_the_one_of_numpy(n_features):
     expected = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
     # 1000 terms below 1 in another order.
     np.testing.assert_allclose(direct_forward(layer, torch.from_numpy(x)), expected, atol=1e-12)
+
+
+class Counted:
+    """Parts of a sum, and the additions that the first of them went through."""
+
+    def __init__(self, parts, additions=0):
+        self.parts, self.additions = parts, additions
+
+    def add_(self, other):
+        return Counted(self.parts + other.parts, max(self.additions, other.additions) + 1)
+
+
+@pytest.mark.parametrize("n_parts", [*range(1, 20), 31, 32, 33, 49, 66, 1000])
+def test_sums_of_blocks_are_added_in_as_few_steps_as_the_charge_says(n_parts):
+    total = _added_in_pairs(Counted([part]) for part in range(n_parts))
+    assert total.additions <= math.ceil(math.log2(n_parts))
+    assert sorted(total.parts) == list(range(n_parts))
 
 
 @pytest.mark.parametrize("n_features", [64, 700, 784])
