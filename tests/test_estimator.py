@@ -20,6 +20,7 @@ from skorch.callbacks import Callback, EpochScoring
 from torch import nn
 
 from sklip import LipschitzClassifier, lipschitz_bound, losses
+from sklip.batches import _one_ahead
 from sklip.layers import (
     Flatten,
     GroupSort2,
@@ -31,7 +32,6 @@ from sklip.layers import (
     SpectralLinear,
 )
 from sklip.networks import lipschitz_mlp, tutorial_cnn
-from sklip.training import _one_ahead
 
 
 def quick(**parameters):
