@@ -8,6 +8,8 @@ step (rates, the age of Adam's means) has to be a tensor.
 
 from __future__ import annotations
 
+import functools
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -23,6 +25,9 @@ __all__ = ["CudaRecorder", "GraphedStep", "Recorder"]
 _WARM_UP_STEPS = 8
 
 Outputs = tuple[Tensor, ...]
+
+# To begin recording waits for the device, which another thread's recording does not allow.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Recorder(Protocol):
@@ -46,7 +51,7 @@ class CudaRecorder:
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device)
+        self._stream = _side_stream(self._device)
 
     def warm_up(self, function: Callable[[], Outputs]) -> Outputs:
         """Run a function on a stream beside the default one, as recording will."""
@@ -60,12 +65,19 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Return what replays the function's kernels, and the outputs that each replay writes."""
-        with torch.cuda.device(self._device):
+        # The outer stream is what a failure returns from: torch.cuda.graph would not return itself.
+        with _ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             graph = torch.cuda.CUDAGraph()
             # Of this thread alone: another one may be fetching the next batch.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = function()
         return graph.replay, outputs
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all fits: libraries keep memory for each stream that they have worked on."""
+    return torch.cuda.Stream(device)
 
 
 class GraphedStep:
@@ -112,6 +124,8 @@ class GraphedStep:
                 self._record(self._recorder, batch)
             except RuntimeError as error:
                 self._recorder = None
+                while isinstance(error.__context__, RuntimeError):  # where it began
+                    error = error.__context__
                 warnings.warn(
                     f"Training runs without CUDA graphs, several times slower: {error}", stacklevel=2
                 )
@@ -142,6 +156,7 @@ class GraphedStep:
             self._optimizer.turn(self._optimizer.every)
             return ()
 
-        self._inputs = [X, y, sample_weight]
-        self._replay_turn, _ = recorder.record(turn)
-        self._replay_step, self._outputs = recorder.record(step)
+        replay_turn, _ = recorder.record(turn)
+        replay_step, outputs = recorder.record(step)
+        self._replay_turn, self._replay_step = replay_turn, replay_step
+        self._inputs, self._outputs = [X, y, sample_weight], outputs

@@ -6,10 +6,10 @@ A bound on rounding errors, gamma_n |W| |x| for a dot product of length n, holds
 are summed directly, in whatever order. It does not hold for Winograd or FFT convolutions, TF32 or
 bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the
 machine, the batch size and global switches. So the network is evaluated here by matrix products, and
-by oneDNN's direct convolutions, which torch offers by name on the CPU in float32; elsewhere a
-convolution gathers its patches (unfold) and is a product, and there a large product is a convolution
-with a kernel of one pixel, which is faster. Long sums are cut into blocks whose sums are added in
-pairs, which brings the error of n terms in blocks of B from about n units down to B + log2(n / B).
+by oneDNN's direct convolutions, which torch offers by name on the CPU in float32, where they serve for
+large products as well (with a kernel of one pixel); elsewhere a convolution gathers its patches
+(unfold) and is a product. Long sums are cut into blocks whose sums are added in pairs, which brings the
+error of n terms in blocks of B from about n units down to B + log2(n / B).
 
 No global switch is touched. Where one allows products of lower precision, float32 networks are
 evaluated in float64 and the result is rounded.
@@ -81,7 +81,10 @@ def direct_forward(network: nn.Module, X: Tensor) -> Tensor:
     def outputs(rows: Tensor) -> Tensor:
         # Copies: a first layer that works in place must not reach the caller's X.
         features = (_through(layers[:first], part.clone()) for part in rows.split(_ROWS))
-        return _through(layers[first:], gathered(len(rows), features))
+        gathered_features = gathered(len(rows), features)
+        # Maps, on which a dense layer may work as well, would take too much memory.
+        parts = gathered_features.split(_DENSE_ROWS if gathered_features.ndim == 2 else _ROWS)
+        return gathered(len(rows), (_through(layers[first:], part) for part in parts))
 
     with torch.autocast(X.device.type, enabled=False):
         return gathered(len(X), (outputs(rows) for rows in X.split(_DENSE_ROWS)))

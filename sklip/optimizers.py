@@ -5,8 +5,8 @@ Note [Orthogonalised steps]
 A constrained matrix W has all singular values 1, and an Adam step moves its directions by very
 different amounts: those along which gradients are small hardly turn at all, yet a certificate needs
 every one of them. So the momentum is replaced by the orthogonal matrix next to it, as Muon does, and
-each step turns all directions by nearly the same small angle: the learning rate, whatever the
-matrix's size.
+all its directions turn by nearly the same small angle, whatever its size: the learning rate, for each
+step.
 
 The orthogonal matrix next to M is :math:`(M M^T)^{-1/2} M`. Its first factor comes from a few
 iterations of a polynomial on the Gram matrix, whose first coefficient lifts small singular
@@ -45,6 +45,7 @@ import torch
 from torch import Tensor, nn
 
 from sklip.layers import OrthogonalLayer
+from sklip.layers.checks import check_positive_int
 from sklip.layers.orthogonal import retraction_factor
 from sklip.layers.products import times, times_transposed
 
@@ -107,6 +108,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         every: int = 4,
     ) -> None:
+        check_positive_int("every", every)
         constrained = [
             parameter
             for layer in module.modules()
@@ -153,7 +155,8 @@ class OrthogonalMomentum(torch.optim.Optimizer):
     def gather(self) -> None:
         """Move the free parameters, and add the gradients of the constrained ones to their sums.
 
-        What a step computes; with :meth:`count` and :meth:`turn` it is a step.
+        What a step computes; with :meth:`count` and :meth:`turn` it is a step, but for the hooks of
+        :meth:`step`.
         """
         for group in self.param_groups:
             update = _gather_ if group["constrained"] else _adam_
@@ -173,7 +176,8 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["constrained"]:
                 for parameter in group["params"]:
-                    if parameter in self.state:
+                    # One that was frozen since has momentum, but is not to move.
+                    if parameter in self.state and parameter.requires_grad:
                         _turn_(parameter, self.state[parameter], group, n_steps)
 
     def finish(self) -> None:
@@ -254,7 +258,7 @@ def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
     if not state:
         state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         # A tensor, so that a step that was recorded counts when it is replayed.
-        state["age"] = parameter.new_zeros(())
+        state["age"] = parameter.new_zeros((), dtype=torch.float32)
     age = state["age"].add_(1)
     beta1, beta2 = group["betas"]
     # Both means start at zero, so they are too small at first, by a known factor.

@@ -30,6 +30,8 @@ __all__ = ["EpochReport", "LipschitzNet", "StopEarly", "check_callbacks", "keep_
 
 # Rows a forward pass without gradients takes at once: bounds memory whatever n is.
 INFERENCE_ROWS = 2048
+# Recording takes about as long as some tens of steps.
+_FEWEST_STEPS = 50
 # Just below the size from which glibc maps every block anew.
 _LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
@@ -147,11 +149,11 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
         self.planned_epochs = len(self.history) + epochs
         self._validation = validation
-        recorder, optimizer = self._make_recorder(), self.optimizer_
+        n_steps = epochs * -(-len(data) // self.batch_size)
+        recorder, optimizer = self._make_recorder(n_steps), self.optimizer_
         self._take_step = self._plain_step
         if recorder is not None and isinstance(optimizer, OrthogonalMomentum):
             self._take_step = GraphedStep(self._gradients, optimizer, recorder)
-        n_steps = epochs * -(-len(data) // self.batch_size)
         self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
         self._stopped_by_callback = False
         keep_freed_memory()
@@ -166,6 +168,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             raise
         except KeyboardInterrupt:
             # skorch's callbacks end training by this exception, and so does a user at the keyboard.
+            self._finish_turn()
             if not self._stopped_by_callback:
                 warnings.warn(
                     "Training interrupted by user; the model is the one reached so far.",
@@ -173,7 +176,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                 )
         finally:
             del self._validation, self._step_schedule, self._take_step
-            # A fitted model is to hold its weights and no more.
+            # A fitted model is to hold no more than its weights and the optimiser's state.
             self.optimizer_.zero_grad(set_to_none=True)
         self.notify("on_train_end", X=data, y=None)
         return self
@@ -199,13 +202,18 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             self._stopped_by_callback = True
             raise
 
-    def _make_recorder(self) -> Recorder | None:
-        """CUDA graphs, unless a callback may want to look into a step."""
+    def _make_recorder(self, n_steps: int) -> Recorder | None:
+        """CUDA graphs, where they pay and Python has nothing to say in a step."""
         watched = any(
             not isinstance(callback, EpochReport | StopEarly) for _, callback in self.callbacks_
         )
+        # A loss of somebody else may count its calls, say, which a replay would not do.
+        known = all(
+            type(part).__module__.startswith("sklip.losses.") for part in self.criterion_.modules()
+        )
+        on_cuda = torch.device(self.device).type == "cuda"
         # Adam's momentum follows the schedule, and a graph could not see that.
-        if watched or self.solver != "muon" or torch.device(self.device).type != "cuda":
+        if watched or not known or not on_cuda or self.solver != "muon" or n_steps < _FEWEST_STEPS:
             return None
         return CudaRecorder(self.device)
 
@@ -243,7 +251,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         return logits
 
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
-        """Gradient, optimiser step, and back to orthogonality."""
+        """Gradients and a step of the optimiser."""
         self.module_.train()
         X, y = batch
         for change in self.augmentation:
@@ -269,6 +277,11 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         )
         self.optimizer_.step()
         return outputs
+
+    def _finish_turn(self) -> None:
+        """Use what the last steps gathered: it must not wait for a next epoch that may never come."""
+        if isinstance(self.optimizer_, OrthogonalMomentum):
+            self.optimizer_.finish()
 
     def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Logits and loss without gradients."""
@@ -302,9 +315,8 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             self.notify("on_batch_end", batch=batch, training=training, **step)
             part = _batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
             sums = part if sums is None else sums + part
-        if training and isinstance(self.optimizer_, OrthogonalMomentum):
-            # What an epoch's last steps gathered must not wait for a next epoch that may never come.
-            self.optimizer_.finish()
+        if training:
+            self._finish_turn()
         assert sums is not None, "validated data has at least one row"
         total, *means = sums.tolist()
         means = [mean / total for mean in means]

@@ -23,7 +23,8 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA de
 class Replayer:
     """Stands for CUDA graphs where there are none: a replay calls the function again.
 
-    As there, recording has no effect, inputs are read from where they lay, and outputs are overwritten.
+    As there, recording moves no weights, inputs are read from where they lay, and outputs are
+    overwritten. That all else stays where it was recorded has a test of its own.
     """
 
     def __init__(self, net):
@@ -57,7 +58,7 @@ def trained(monkeypatch, recorded, **parameters):
     """Classifier, and the recorder if there was one; 1100 rows are 17 batches of 64 and one of 12."""
     recorders = []
 
-    def make_recorder(net):
+    def make_recorder(net, n_steps):
         recorders.append(Replayer(net) if recorded else None)
         return recorders[-1]
 
@@ -119,18 +120,23 @@ def test_steps_are_recorded_on_cuda_alone_and_not_under_the_eyes_of_callbacks(mo
         net.set_params(verbose=0).initialize()
         net.device = device
         net.solver = parameters.get("solver", "muon")
-        return net._make_recorder()
+        net.criterion_ = parameters.get("loss", LOSSES[0])
+        return net._make_recorder(parameters.get("n_steps", 100))
 
     assert recorder() == "cuda:1"
     assert recorder(device="cpu") is None
     assert recorder(solver="adam") is None
     assert recorder(callbacks=[("mine", Callback())]) is None
+    assert recorder(loss=ReadsBack()) is None
+    assert recorder(loss=losses.CertifiedRadiusLoss(ReadsBack(), weight=0.1, radius=1.0)) is None
+    assert recorder(n_steps=20) is None
 
 
 LOSSES = [
     losses.TauCrossEntropyLoss(3.0, 0.5, 5.0),
     losses.MulticlassHKRLoss(0.2, 50.0),
     losses.MulticlassLogSumExpHKRLoss(0.2, 50.0),
+    losses.MulticlassSoftHKRLoss(0.2, 50.0),
     losses.CertifiedRadiusLoss(losses.TauCrossEntropyLoss(3.0), weight=0.1, radius=1.0),
 ]
 
@@ -146,7 +152,7 @@ LOSSES = [
 )
 def test_a_step_asks_the_device_for_no_value(build, loss, weighted):
     # The meta device computes shapes alone, so whatever needs a value fails there.
-    module = build((1, 8, 8), 3).to("meta")
+    module, criterion = build((1, 8, 8), 3).to("meta"), copy.deepcopy(loss).to("meta")
     optimizer = OrthogonalMomentum(module)
     for group in optimizer.param_groups:
         group["lr"] = torch.full((), 0.03, device="meta")
@@ -156,7 +162,7 @@ def test_a_step_asks_the_device_for_no_value(build, loss, weighted):
     def gradients(X, y, weight):
         optimizer.zero_grad()
         logits = module(X)
-        value = loss.to("meta")(logits, y, weight)
+        value = criterion(logits, y, weight)
         value.backward()
         return value.detach(), logits.detach()
 
@@ -193,14 +199,31 @@ def test_training_by_cuda_graphs_is_the_training_of_the_cpu(device, weighted):
     assert np.mean(cuda.predict(X) == cpu.predict(X)) > 0.95
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
+def test_steps_keep_their_state_where_a_recording_would_write_it(loss):
+    torch.manual_seed(0)
+    module, loss = lipschitz_cnn((1, 8, 8), 3), copy.deepcopy(loss).train()
+    optimizer = OrthogonalMomentum(module)
+    seen = []
+    for _ in range(9):
+        optimizer.zero_grad()
+        loss(module(torch.rand(16, 1, 8, 8)), torch.randint(0, 3, (16,))).backward()
+        optimizer.step()
+        state = [value for part in optimizer.state.values() for value in part.values()]
+        kept = [*module.parameters(), *module.buffers(), *loss.buffers(), *state]
+        seen.append([value.data_ptr() for value in kept])
+    assert seen[0] == seen[-1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")
-def test_a_loss_that_reads_back_trains_on_cuda_with_a_warning():
-    X, y = images()
-    clf = LipschitzClassifier(loss=ReadsBack(), max_epochs=2, batch_size=64, device="cuda")
-    with pytest.warns(UserWarning, match="without CUDA graphs"):
-        clf.fit(X, y)
-    assert np.isfinite(clf.history_[-1]["train_loss"])
+def test_a_recording_that_fails_leaves_the_device_usable():
+    place = torch.ones(3, device="cuda")
+    stream = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        CudaRecorder("cuda").record(lambda: (place * place.sum().item(),))
+    assert torch.cuda.current_stream() == stream
+    assert (place + 1).tolist() == [2.0] * 3
 
 
 @pytest.mark.gpu

@@ -182,6 +182,14 @@ def test_gradients_of_the_composed_kernel_are_finite_differences(kernel_size, st
     assert torch.autograd.gradcheck(outputs, values)
 
 
+def test_a_convolution_trains_under_autocast():
+    layer = OrthogonalConv2d(4, 8, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = layer(torch.randn(2, 4, 5, 5)).float().square().mean()
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.orthogonal_parameters())
+
+
 @pytest.mark.parametrize("arguments", CONVOLUTIONS)
 def test_largest_singular_value_of_a_zero_padded_orthogonal_convolution_is_k(arguments):
     # The patch around the middle of the map touches no border: it is passed on isometrically.

@@ -182,6 +182,20 @@ def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none()
     assert moved == [False, False, True, False, False, True, False]
 
 
+def test_a_frozen_matrix_stays_and_a_period_of_no_steps_is_refused():
+    torch.manual_seed(0)
+    layer = SpectralLinear(20, 6)
+    optimizer = OrthogonalMomentum(layer, every=1)
+    layer.raw.grad = torch.randn(6, 20)
+    optimizer.step()
+    layer.raw.requires_grad_(False).grad = None
+    frozen = layer.raw.detach().clone()
+    optimizer.step()
+    assert torch.equal(layer.raw, frozen)
+    with pytest.raises(ValueError, match="every must be"):
+        OrthogonalMomentum(layer, every=0)
+
+
 def test_state_can_be_stored_and_taken_up():
     layers, optimizers = [], []
     for _ in range(2):

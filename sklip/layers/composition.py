@@ -21,7 +21,8 @@ class _Composition(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Tensor, bases: Tensor, axes: Sequence[int]) -> Tensor:
-        projectors = bases.mT @ bases
+        # Under autocast products have another precision than what they are added to.
+        projectors = (bases.mT @ bases).to(kernel.dtype)
         stages = []
         for axis, projector in zip(axes, projectors, strict=True):
             stages.append(kernel)

@@ -59,7 +59,7 @@ class OrthogonalLayer(nn.Module):
 
     A subclass says by :meth:`orthogonal_parameters` which of its parameters are concerned. They
     are orthogonal from the start and remain so as long as :func:`retract_` follows each optimiser
-    step.
+    step, or the optimiser is :class:`sklip.optimizers.OrthogonalMomentum`.
     """
 
     def orthogonal_parameters(self) -> Iterator[nn.Parameter]:

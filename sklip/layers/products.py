@@ -3,7 +3,7 @@ r"""Products of matrices by the faster of the kernels that torch has.
 Behind ``@`` and ``functional.linear`` in float32 on the CPU stands a BLAS library, which uses the
 widest vector instructions on its maker's processors only. oneDNN, behind ``functional.conv2d``, uses
 them on all, and a convolution with a kernel of one pixel is a product of matrices: large products took
-0.6 times as long that way (AMD EPYC, two cores, torch 2.13).
+0.6 times as long that way (AMD EPYC, two threads, torch 2.13).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch.nn import functional
 
 __all__ = ["linear", "times", "times_transposed"]
 
-# Multiplications from which the detour pays; below, and for small inputs, torch itself would not go it.
+# Multiplications from which the detour pays.
 _LARGE = 2**24
+# With fewer values than this, or on one thread, torch would not send the convolution to oneDNN.
+_FEWEST_VALUES = 20_481
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
@@ -67,7 +69,9 @@ def _pays(pixels: Tensor, kernel: Tensor, n_outputs: int) -> bool:
         and pixels.ndim == kernel.ndim == 2
         and pixels.dtype == kernel.dtype == torch.float32
         and pixels.device.type == "cpu"
+        and pixels.numel() >= _FEWEST_VALUES
         and pixels.numel() * n_outputs >= _LARGE
+        and torch.get_num_threads() > 1
         and pixels.is_contiguous()
         and kernel.is_contiguous()
     )

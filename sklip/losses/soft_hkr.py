@@ -111,11 +111,12 @@ class MulticlassSoftHKRLoss(nn.Module):
         """Return the loss, a scalar; in training mode the running mean moves on."""
         member = one_hot_mask(logits, target)
         with torch.no_grad():
-            mean = self.running_mean.to(logits)
+            mean = self.running_mean = self.running_mean.to(logits)
             if self.training:
                 size = weighted_mean(logits.abs().mean(1), sample_weight)
                 mean = torch.lerp(size, mean, self.decay)
-                self.running_mean = mean.clamp(0.005, 1000.0)
+                # In place: a step that was recorded writes to where the buffer lay.
+                self.running_mean.copy_(mean.clamp(0.005, 1000.0))
             temperature = self.temperature * self.min_margin / mean.clamp(min=self.min_margin)
             temperature = temperature.clamp(0.005, 250.0)
         share = torch.softmax((temperature * logits).masked_fill(member, -math.inf), 1)
