@@ -80,7 +80,7 @@ class LipschitzClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         * "hkr": hinge-regularised Kantorovich-Rubinstein loss with `min_margin` and `alpha`;
         * "lse_hkr": the same with a soft maximum over the wrong classes;
         * a module of :mod:`sklip.losses`, or your own, that takes (logits, class codes, sample_weight
-          or None).
+          or None); your own is slower on CUDA, where it can't be replayed as a graph.
     tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
         margins, in the units of X, that training asks for. ``predict_proba`` is the softmax of
