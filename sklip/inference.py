@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sklip.layers import Residual
+from sklip.layers import GroupSort2, Residual
+from sklip.layers.activation import sorted_pairs
 
 __all__ = ["BLOCK", "CONVOLUTION_BLOCK", "direct_forward", "flat_chain", "gathered"]
 
@@ -154,6 +155,8 @@ def _evaluate(layer: nn.Module, x: Tensor) -> Tensor:
         return _linear(layer, x)
     if type(layer) is nn.Conv2d:
         return _conv2d(layer, x)
+    if type(layer) is GroupSort2:
+        return sorted_pairs(x)
     output: Tensor = layer(x)
     return output
 

@@ -9,7 +9,27 @@ from torch import Tensor, nn
 
 from sklip.layers.checks import check_positive_int
 
-__all__ = ["FullSort", "GroupSort", "GroupSort2"]
+__all__ = ["FullSort", "GroupSort", "GroupSort2", "sorted_pairs"]
+
+
+def sorted_pairs(x: Tensor) -> Tensor:
+    """Sort each pair of channels, without a temporary; neither autograd nor transforms follow it.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n, channels, ...)
+
+    Returns
+    -------
+    y : Tensor
+        Of the same shape.
+    """
+    pairs = x.unflatten(1, (-1, 2))
+    first, second = pairs.unbind(2)
+    out = torch.empty_like(pairs)
+    torch.minimum(first, second, out=out.select(2, 0))
+    torch.maximum(first, second, out=out.select(2, 1))
+    return out.flatten(1, 2)
 
 
 class _SortPairs(torch.autograd.Function):
@@ -21,14 +41,10 @@ class _SortPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        pairs = x.unflatten(1, (-1, 2))
-        first, second = pairs.unbind(2)
-        out = torch.empty_like(pairs)
-        torch.minimum(first, second, out=out.select(2, 0))
-        torch.maximum(first, second, out=out.select(2, 1))
+        first, second = x.unflatten(1, (-1, 2)).unbind(2)
         swapped = torch.empty_like(first, memory_format=torch.contiguous_format)
         ctx.save_for_backward(torch.gt(first, second, out=swapped))
-        return out.flatten(1, 2)
+        return sorted_pairs(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
