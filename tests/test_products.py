@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklip.layers import products
+from sklip.layers import SpectralLinear, products
 from sklip.layers.products import linear, times, times_transposed
 
 # The first two are large enough for oneDNN, the others are not.
@@ -77,3 +77,12 @@ def test_large_products_go_by_onednn(monkeypatch):
         times(left, right)
         linear(left, right.T.contiguous())
         assert len(calls) == expected
+
+
+def test_an_exported_layer_takes_any_number_of_rows():
+    layer = SpectralLinear(784, 256).requires_grad_(False)
+    (many,) = drawn((256, 784))
+    rows = torch.export.Dim("rows")
+    exported = torch.export.export(layer, (many,), dynamic_shapes=({0: rows},)).module()
+    for x in (many, many[:7]):
+        torch.testing.assert_close(exported(x), layer(x))

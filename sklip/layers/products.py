@@ -66,6 +66,8 @@ def _pays(pixels: Tensor, kernel: Tensor, n_outputs: int) -> bool:
     """Whether the convolution is the faster way for these matrices."""
     return (
         _HAS_ONEDNN
+        # A trace is to hold for any number of rows.
+        and not torch.compiler.is_compiling()
         and pixels.ndim == kernel.ndim == 2
         and pixels.dtype == kernel.dtype == torch.float32
         and pixels.device.type == "cpu"
