@@ -1,6 +1,6 @@
 """What the constraint, skorch and scikit-learn cost: steps, fits, predictions, side by side.
 
-All that is compared runs in one process, in turns (A B A B), after a warm-up; printed are medians and
+All that is compared runs in one process, in turns (A B, B A), after a warm-up; printed are medians and
 ratios of medians of one run. Steps are timed four at a time, in which the default solver turns once; on
 a GPU as one CUDA graph, but for deel-torchlip, which reads values back from the device. The
 unconstrained twin of a network has the same shapes and strides, free weights, ReLU for GroupSort and
@@ -90,10 +90,14 @@ Figures = dict[str, float]
 
 
 def timed(functions: dict[str, Timed], repeats: int, device: str) -> dict[str, float]:
-    """Return the median seconds of each function, run in turns."""
+    """Return the median seconds of each function, run in turns: up and down the list.
+
+    A machine that grows slower or faster meanwhile favours none that way.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
-        for name, function in functions.items():
+        order = list(functions.items())
+        for name, function in order if repeat % 2 else reversed(order):
             start = time.perf_counter()
             function()
             if device != "cpu":
