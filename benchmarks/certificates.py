@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
 import torch
+from interleaved import median_seconds
 from sklearn.datasets import fetch_openml
 
 from sklip import LipschitzClassifier, lipschitz_bound, rounding
@@ -26,17 +24,6 @@ from sklip.estimates import lipschitz_estimate
 from sklip.inference import flat_chain
 from sklip.proofs import rounding_charges
 from sklip.radii import certified_radii, row_lengths_upper
-
-
-def median_seconds(*functions: Callable[[], object], repeats: int = 7) -> list[float]:
-    """Return the median time of each function, run in turns."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(repeats):
-        for function, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            record.append(time.perf_counter() - start)
-    return [statistics.median(record) for record in times]
 
 
 def rounding_losses(clf: LipschitzClassifier, X: np.ndarray, block: int) -> np.ndarray:
@@ -74,7 +61,7 @@ def main() -> None:
     print(f"| largest gradient at 1000 test images, from below | {estimate:.7f} |")
     body = [lipschitz_bound(layer) for layer in flat_chain(clf.to_torch())[:-1]]
     print(f"| bound of the body | {np.prod(body):.7f} |")
-    (proof,) = median_seconds(lambda: lipschitz_bound(clf.network_), repeats=3)
+    proof = median_seconds({"proof": lambda: lipschitz_bound(clf.network_)}, repeats=3)["proof"]
     print(f"| seconds to prove it | {proof:.2f} |")
     print(f"| median loss to rounding, float32 | {np.median(clf.rounding_loss_(X_test)):.2e} |")
     for name, block in (("blocks as in predict", rounding.BLOCK), ("plain sums, one block", 2**62)):
@@ -88,12 +75,18 @@ def main() -> None:
     wide._certify(wide.network_)
     print(f"| median loss to rounding, float64 | {np.median(wide.rounding_loss_(X_test)):.2e} |")
     part = X_test[:2000]
-    predict, certify, precise = median_seconds(
-        lambda: clf.predict(part), lambda: clf.certificates_(part), lambda: wide.predict(part)
+    seconds = median_seconds(
+        {
+            "predict": lambda: clf.predict(part),
+            "certificates_": lambda: clf.certificates_(part),
+            "predict in float64": lambda: wide.predict(part),
+        },
+        repeats=7,
     )
+    predict = seconds["predict"]
     print(f"| predict, ms a thousand rows, float32 | {predict * 500:.0f} |")
-    print(f"| certificates_ / predict | {certify / predict:.2f} |")
-    print(f"| predict in float64 / in float32 | {precise / predict:.2f} |")
+    print(f"| certificates_ / predict | {seconds['certificates_'] / predict:.2f} |")
+    print(f"| predict in float64 / in float32 | {seconds['predict in float64'] / predict:.2f} |")
 
 
 if __name__ == "__main__":

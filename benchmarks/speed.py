@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from interleaved import Timed, median_seconds
 from memory import peak_during
 from sklearn.datasets import load_digits
 from skorch import NeuralNetClassifier
@@ -85,26 +85,7 @@ def deel_tutorial() -> nn.Module | None:
     )
 
 
-Timed = Callable[[], object]
 Figures = dict[str, float]
-
-
-def timed(functions: dict[str, Timed], repeats: int, device: str) -> dict[str, float]:
-    """Return the median seconds of each function, run in turns: up and down the list.
-
-    A machine that grows slower or faster meanwhile favours none that way.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        order = list(functions.items())
-        for name, function in order if repeat % 2 else reversed(order):
-            start = time.perf_counter()
-            function()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(record) for name, record in times.items()}
 
 
 def optimizer_of(network: nn.Module, solver: str) -> torch.optim.Optimizer:
@@ -155,7 +136,7 @@ def measure_steps(arguments: argparse.Namespace) -> Figures:
         steps["tutorial network: deel-torchlip"] = four_steps(deel, X, y, "deel-torchlip")
     # As in a fit: without it, most of what is measured is how the system hands out memory.
     keep_freed_memory()
-    return {name: 1e3 * s / 4 for name, s in timed(steps, arguments.steps, device).items()}
+    return {name: 1e3 * s / 4 for name, s in median_seconds(steps, arguments.steps).items()}
 
 
 def raw_fit(
@@ -283,8 +264,8 @@ def measure_fits(arguments: argparse.Namespace) -> Figures:
     }
     if arguments.peak:
         return {"bytes": peak_during(large[arguments.peak])[0]}
-    figures = timed(large, arguments.fits, device)
-    figures |= timed({**small, **added}, 5 * arguments.fits, device)
+    figures = median_seconds(large, arguments.fits)
+    figures |= median_seconds({**small, **added}, 5 * arguments.fits)
     a_step = (figures.pop("one layer: fit") - figures.pop("one layer: raw loop")) / steps
     figures["microseconds that fit adds to a step"] = 1e6 * a_step
     for name in large:
@@ -320,7 +301,7 @@ def measure_inference(arguments: argparse.Namespace) -> Figures:
             f"{name} network: predict": lambda clf=clf: clf.predict(X),
             f"{name} network: certificates_": lambda clf=clf: clf.certificates_(X),
         }
-        for key, seconds in timed(functions, arguments.steps, device).items():
+        for key, seconds in median_seconds(functions, arguments.steps).items():
             milliseconds[key] = 1e3 * seconds * 1_000 / len(X)
     return milliseconds
 
