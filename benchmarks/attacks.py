@@ -33,7 +33,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklip import LipschitzClassifier, certificates
+from sklip import LipschitzClassifier, predict_with_radii
 
 # Pixels lie in [0, 1], but the certificates promise more: attacks may leave that range.
 LOWEST, HIGHEST = -2.0, 3.0
@@ -179,7 +179,7 @@ def attack_pipeline(
     pipeline: Pipeline, X: np.ndarray, arguments: argparse.Namespace
 ) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
     """Return the radii, quotients distance / radius by attack, and the number of violations."""
-    radii, labels = certificates(pipeline, X), pipeline.predict(X)
+    labels, radii = predict_with_radii(pipeline, X)
     codes = np.searchsorted(pipeline.classes_, labels)
     raw, known = Raw(pipeline), np.full(len(X), np.inf)
     ratios, violations = {}, 0

@@ -33,13 +33,13 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sklip import LipschitzClassifier
-from sklip.batches import TensorData
-from sklip.graphs import CudaRecorder
 from sklip.layers import Sequential, SpectralLinear, keep_orthogonal
 from sklip.losses import TauCrossEntropyLoss
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
-from sklip.optimizers import OrthogonalMomentum
-from sklip.training import keep_freed_memory
+from sklip.training import StiefelMuon
+from sklip.training.cuda_graphs import CudaRecorder
+from sklip.training.data import Samples
+from sklip.training.net import keep_freed_memory
 
 SHAPE = (1, 28, 28)
 BATCH = 256
@@ -91,7 +91,7 @@ Figures = dict[str, float]
 def optimizer_of(network: nn.Module, solver: str) -> torch.optim.Optimizer:
     """Return the optimiser that sklip's solver of that name is, or plain Adam for "free"."""
     if solver == "muon":
-        return OrthogonalMomentum(network)
+        return StiefelMuon(network)
     on_cuda = next(network.parameters()).is_cuda
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, fused=True, capturable=on_cuda)
     if solver == "adam":
@@ -144,9 +144,7 @@ def raw_fit(
 ) -> None:
     """Train as the estimator does, with nothing around the loop."""
     network.to(device).train()
-    data = TensorData(
-        torch.from_numpy(X).to(device), torch.from_numpy(y).to(device), None, torch.float32
-    )
+    data = Samples(torch.from_numpy(X).to(device), torch.from_numpy(y).to(device), None, torch.float32)
     optimizer = optimizer_of(network, solver)
     criterion, generator = TauCrossEntropyLoss(3.0), torch.Generator().manual_seed(0)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -181,7 +179,7 @@ def skorch_fit(network: nn.Module, X: np.ndarray, y: np.ndarray, epochs: int, de
     NeuralNetClassifier(
         network,
         criterion=TauCrossEntropyLoss(3.0),
-        optimizer=lambda params, lr: OrthogonalMomentum(network),
+        optimizer=lambda params, lr: StiefelMuon(network),
         batch_size=BATCH,
         max_epochs=epochs,
         iterator_train__shuffle=True,

@@ -23,8 +23,8 @@ import numpy as np
 from sklearn.datasets import fetch_openml
 
 from sklip import LipschitzClassifier, average_certified_radius_score, certified_accuracy_score
+from sklip.metrics import normalized_margins
 from sklip.networks import tutorial_cnn
-from sklip.radii import margin_radii
 
 # Each run with the tutorial's validation accuracy and mean certificate after 10 epochs.
 RUNS = {
@@ -86,7 +86,7 @@ def main() -> None:
         clf.fit(X_train, y_train)
         seconds = time.perf_counter() - start
         predicted = clf.predict(X_test)
-        like_for_like = margin_radii(clf.decision_function(X_test))
+        like_for_like = normalized_margins(clf.decision_function(X_test))
         radii = clf.certificates_(X_test)
         print(
             f"{name:14s} | {reference_accuracy:8.4f}  {reference_certificate:11.4f} "

@@ -1,12 +1,22 @@
-"""Provably robust classification with the scikit-learn API."""
+"""Provably robust classification with the scikit-learn API.
 
-from sklip.bounds import lipschitz_bound
-from sklip.certification import certificates
-from sklip.estimates import lipschitz_estimate
-from sklip.estimator import LipschitzClassifier
+The rooms, in the order in which they may import each other:
+
+* layers, losses, networks: 1-Lipschitz modules, criteria on logits, and how they are put together.
+* certified: finished networks and what is proven of them. It needs torch and NumPy only.
+* preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
+* training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
+* estimators: parameters, validation, fit, predict, storage; a base and the classifier.
+* certification: unwraps an estimator, and joins its preprocessing with its certified network.
+* metrics, scoring, plots: numbers and pictures of labels and radii.
+"""
+
+from sklip.certification import certificates, predict_with_radii
+from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
+from sklip.estimators import LipschitzClassifier
 from sklip.metrics import (
     average_certified_radius_score,
-    average_signed_radius_score,
+    average_normalized_margin_score,
     certified_accuracy_score,
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
@@ -14,17 +24,19 @@ from sklip.scoring import average_certified_radius_scorer, certified_accuracy_sc
 
 __all__ = [
     "CertifiedAccuracyDisplay",
+    "CertifiedNetwork",
     "LipschitzClassifier",
     "TradeoffDisplay",
     "average_certified_radius_score",
     "average_certified_radius_scorer",
-    "average_signed_radius_score",
+    "average_normalized_margin_score",
     "certificates",
     "certified_accuracy_score",
     "certified_accuracy_scorer",
     "lipschitz_bound",
     "lipschitz_estimate",
     "most_robust",
+    "predict_with_radii",
 ]
 
 __version__ = "0.1.0"

@@ -7,16 +7,15 @@ Everything ends as rows, (n_samples, n_features), which scikit-learn validates, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
+from sklip.rows import as_numpy, row_pieces
+
 __all__ = [
-    "as_numpy",
     "as_rows",
     "cast_rows",
     "check_castable",
@@ -24,13 +23,9 @@ __all__ = [
     "check_sample_weight",
     "encode_labels",
     "inferred_input_shape",
-    "is_mapped",
-    "mean_row",
-    "row_pieces",
 ]
 
 _CHANNEL_COUNTS = (1, 2, 3, 4)
-_VALUES_AT_ONCE = 2**22
 # What a torch tensor can hold, and index, on every device.
 _TORCH_TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
@@ -67,11 +62,6 @@ def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tu
     return tuple(shape[1:])
 
 
-def as_numpy(values: Any) -> Any:
-    """Return a torch tensor as a NumPy array, anything else as it is."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-
-
 def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
     """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
     X = as_numpy(X)
@@ -93,23 +83,6 @@ def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) ->
     return images.reshape(len(images), math.prod(input_shape))
 
 
-def row_pieces(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the rows a few million values at a time: X may be a file larger than memory."""
-    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1]))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
-
-
-def is_mapped(rows: NDArray[Any]) -> bool:
-    """Whether an array is a view of a file mapped into memory."""
-    array: Any = rows
-    while isinstance(array, np.ndarray):
-        if isinstance(array, np.memmap):
-            return True
-        array = array.base
-    return False
-
-
 def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return rows in the network's precision; a value that it can't hold is an error."""
     with np.errstate(over="ignore"):
@@ -127,19 +100,6 @@ def check_castable(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
         for piece in row_pieces(rows):
             cast_rows(piece, dtype)
     return rows
-
-
-def mean_row(rows: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Return the weighted mean of the rows."""
-    total, start = np.zeros(rows.shape[1]), 0
-    for piece in row_pieces(rows):
-        values = piece.astype(np.float64, copy=False)
-        if weight is None:
-            total += values.sum(axis=0)
-        else:
-            total += weight[start : start + len(piece)] @ values
-        start += len(piece)
-    return total / (len(rows) if weight is None else weight.sum())
 
 
 def encode_labels(

@@ -6,15 +6,18 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from sklip.inputs import check_sample_weight
+from sklip.losses import reductions as losses
 
 __all__ = [
     "average_certified_radius_score",
-    "average_signed_radius_score",
+    "average_normalized_margin_score",
     "certified_accuracy_score",
+    "normalized_margins",
 ]
 
 
@@ -83,7 +86,7 @@ def average_certified_radius_score(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    r"""Mean certified radius, a wrong prediction counting 0: the tutorial's mean certificate.
+    r"""Mean certified radius, a wrong prediction counting 0.
 
     Parameters
     ----------
@@ -117,7 +120,44 @@ def average_certified_radius_score(
     return float(np.average(counted, weights=weight))
 
 
-def average_signed_radius_score(
+def normalized_margins(
+    scores: ArrayLike, *, lipschitz_bound: float = 1.0, disjoint_neurons: bool = False
+) -> NDArray[np.float64]:
+    r"""The tutorial's certificate: margin of the predicted class over :math:`\sqrt2 L`, or over 2L.
+
+    For comparisons with deel-lip. :meth:`sklip.LipschitzClassifier.certificates_` proves its
+    constants instead and is never looser where L is proven.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n_samples,) or (n_samples, n_classes)
+        Logits.
+    lipschitz_bound : float, default=1.0
+        L: the constant of the whole output vector or, for disjoint neurons, of each logit.
+    disjoint_neurons : bool, default=False
+        Whether each logit is L-Lipschitz on its own, which divides by 2L.
+
+    Returns
+    -------
+    margins : ndarray of shape (n_samples,)
+        L2, in the units of the network's input.
+
+    Examples
+    --------
+    >>> from sklip.metrics import normalized_margins
+    >>> normalized_margins([[3.0, 1.0, 0.0]], disjoint_neurons=True).round(4)
+    array([1.])
+    """
+    logits = check_array(scores, dtype=np.float64, ensure_2d=False)
+    if logits.ndim == 2 and logits.shape[1] < 2:
+        raise ValueError(
+            f"scores of a single logit must have shape (n_samples,), got shape {logits.shape}."
+        )
+    codes = logits > 0 if logits.ndim == 1 else logits.argmax(axis=1)
+    return _normalized_margins(logits, codes, lipschitz_bound, disjoint_neurons)
+
+
+def average_normalized_margin_score(
     y_true: ArrayLike,
     scores: ArrayLike,
     *,
@@ -126,7 +166,7 @@ def average_signed_radius_score(
     disjoint_neurons: bool = False,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    r"""Mean margin to the true class over :math:`\sqrt2 L` (or 2L), negative where it is wrong.
+    r"""Mean margin of the true class over :math:`\sqrt2 L` (or 2L), negative where it is wrong.
 
     The tutorial's mean certificate with negative robustness: unlike the average certified radius, it
     says how wrong a wrong prediction is.
@@ -153,12 +193,10 @@ def average_signed_radius_score(
 
     Examples
     --------
-    >>> from sklip.metrics import average_signed_radius_score
-    >>> average_signed_radius_score([1, 0], [0.5, 0.25], classes=[0, 1])
+    >>> from sklip.metrics import average_normalized_margin_score
+    >>> average_normalized_margin_score([1, 0], [0.5, 0.25], classes=[0, 1])
     0.125
     """
-    if not 0 < lipschitz_bound < math.inf:
-        raise ValueError(f"lipschitz_bound must be positive and finite, got {lipschitz_bound!r}.")
     logits = check_array(scores, dtype=np.float64, ensure_2d=False)
     labels = np.asarray(classes)
     targets = column_or_1d(y_true)
@@ -171,13 +209,20 @@ def average_signed_radius_score(
         raise ValueError(
             f"scores must have one column a class, got shape {logits.shape} for {len(labels)} classes."
         )
-    if logits.ndim == 1:
-        radii = np.where(matches[:, 1], logits, -logits) / lipschitz_bound
-    else:
-        rival = np.where(matches, -np.inf, logits).max(axis=1)
-        divisor = (2.0 if disjoint_neurons else math.sqrt(2)) * lipschitz_bound
-        radii = (logits[matches] - rival) / divisor
-    return float(np.average(radii, weights=check_sample_weight(sample_weight, len(radii))))
+    margins = _normalized_margins(logits, matches.argmax(axis=1), lipschitz_bound, disjoint_neurons)
+    return float(np.average(margins, weights=check_sample_weight(sample_weight, len(margins))))
+
+
+def _normalized_margins(
+    logits: NDArray[np.float64], codes: NDArray[Any], lipschitz_bound: float, disjoint_neurons: bool
+) -> NDArray[np.float64]:
+    if not 0 < lipschitz_bound < math.inf:
+        raise ValueError(f"lipschitz_bound must be positive and finite, got {lipschitz_bound!r}.")
+    targets = torch.from_numpy(codes.astype(np.int64))
+    margins = losses.normalized_margins(torch.from_numpy(logits), targets).numpy()
+    # The constant of a difference of logits is sqrt 2 times that of all, or twice that of each.
+    share = math.sqrt(0.5) if disjoint_neurons and logits.ndim == 2 else 1.0
+    return np.asarray(margins * (share / lipschitz_bound))
 
 
 def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Self
@@ -13,7 +13,6 @@ from torch import nn
 
 from sklip.layers import (
     Center,
-    Flatten,
     GroupSort2,
     OrthogonalConv2d,
     ScaledL2NormPool2d,
@@ -57,7 +56,7 @@ def lipschitz_mlp(
     if len(input_shape) == 1:
         n_features, first = input_shape[0], [Center(input_shape[0])]
     else:
-        n_features, first = math.prod(input_shape), [Flatten()]
+        n_features, first = math.prod(input_shape), [nn.Flatten()]
     sizes = _TABLE_SIZES if isinstance(hidden_layer_sizes, str) else hidden_layer_sizes
     return Sequential(*first, *_dense(n_features, sizes, n_outputs))
 
@@ -108,7 +107,7 @@ def lipschitz_cnn(
         layers += [OrthogonalConv2d(channels, out_channels, 3, stride), GroupSort2()]
         channels, height, width = out_channels, -(-height // stride), -(-width // stride)
     dense = _dense(channels * height * width, sizes, n_outputs)
-    return Sequential(*layers, Flatten(), *dense)
+    return Sequential(*layers, nn.Flatten(), *dense)
 
 
 def tutorial_cnn(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
@@ -144,7 +143,7 @@ def tutorial_cnn(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
         SpectralConv2d(16, 32, 3),
         GroupSort2(),
         ScaledL2NormPool2d(2),
-        Flatten(),
+        nn.Flatten(),
         SpectralLinear(32 * (height // 4) * (width // 4), 64),
         GroupSort2(),
         SpectralLinear(64, n_outputs, bias=False),
@@ -182,6 +181,7 @@ class NetworkPlan:
     architecture: str | Callable[[tuple[int, ...], int], nn.Module]
     input_shape: tuple[int, ...]
     n_outputs: int
+    dtype: str
     conv_channels: tuple[int, ...]
     hidden_layer_sizes: tuple[int, ...]
 
@@ -191,13 +191,14 @@ class NetworkPlan:
         architecture: str | Callable[[tuple[int, ...], int], nn.Module],
         input_shape: tuple[int, ...],
         n_outputs: int,
+        dtype: str,
         *,
         conv_channels: Any,
         hidden_layer_sizes: Any,
     ) -> Self:
         """Replace every "auto" by what it stands for, and check the rest."""
         if callable(architecture):
-            return cls(architecture, input_shape, n_outputs, (), ())
+            return cls(architecture, input_shape, n_outputs, dtype, (), ())
         if architecture == "auto":
             architecture = "cnn" if len(input_shape) == 3 else "mlp"
         if architecture == "cnn" and len(input_shape) != 3:
@@ -214,9 +215,18 @@ class NetworkPlan:
             architecture,
             input_shape,
             n_outputs,
+            dtype,
             _widths("conv_channels", conv_channels) if architecture == "cnn" else (),
             _widths("hidden_layer_sizes", hidden_layer_sizes),
         )
+
+    def differences(self, other: Self) -> list[str]:
+        """Return the names of what is not the same in both."""
+        return [
+            field.name
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
 
     def build(self) -> nn.Module:
         """Return a new network; its weights come from torch's default generator."""

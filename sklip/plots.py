@@ -2,13 +2,13 @@ r"""Displays after scikit-learn's: compute, store, draw. The only file that impo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification import certificates
+from sklip.certification import predict_with_radii
 from sklip.metrics import certified_accuracy_score
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class CertifiedAccuracyDisplay:
         X: ArrayLike,
         y: ArrayLike,
         *,
+        fixed_columns: Iterable[str | int] = (),
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
         ax: Axes | None = None,
@@ -89,6 +90,8 @@ class CertifiedAccuracyDisplay:
             Samples.
         y : array-like of shape (n_samples,)
             True labels.
+        fixed_columns : iterable of str or int, default=()
+            Columns that can't change, as for :func:`sklip.certificates`.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
         name : str, default=None
@@ -102,11 +105,9 @@ class CertifiedAccuracyDisplay:
         -------
         display : CertifiedAccuracyDisplay
         """
-        radii = certificates(estimator, X)
+        labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns)
         name = type(estimator).__name__ if name is None else name
-        display = cls.from_predictions(
-            y, estimator.predict(X), radii, sample_weight=sample_weight, name=name
-        )
+        display = cls.from_predictions(y, labels, radii, sample_weight=sample_weight, name=name)
         return display.plot(ax=ax, **plot_kwargs)
 
     @classmethod

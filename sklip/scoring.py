@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
-from sklip.certification import certificates
+from sklip.certification import predict_with_radii
 from sklip.metrics import average_certified_radius_score, certified_accuracy_score, check_eps
 
 __all__ = ["average_certified_radius_scorer", "certified_accuracy_scorer", "most_robust"]
@@ -45,10 +45,8 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     ) -> float:
         """Return the score of a fitted estimator."""
         eps = check_eps(self.eps)
-        radii = certificates(estimator, X, fixed_columns=self.fixed_columns)
-        return certified_accuracy_score(
-            y, estimator.predict(X), radii, eps=eps, sample_weight=sample_weight
-        )
+        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
 
 
 class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N801
@@ -76,10 +74,8 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
-        radii = certificates(estimator, X, fixed_columns=self.fixed_columns)
-        return average_certified_radius_score(
-            y, estimator.predict(X), radii, sample_weight=sample_weight
-        )
+        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        return average_certified_radius_score(y, labels, radii, sample_weight=sample_weight)
 
 
 class most_robust(BaseEstimator):  # type: ignore[misc]  # noqa: N801

@@ -8,7 +8,7 @@ import pytest
 
 from sklip.metrics import (
     average_certified_radius_score,
-    average_signed_radius_score,
+    average_normalized_margin_score,
     certified_accuracy_score,
 )
 
@@ -157,7 +157,7 @@ def test_no_samples_are_an_error(metric):
 # -- the negative form ---------------------------------------------------------------------------
 
 
-def loop_signed(y_true, scores, classes, bound, disjoint):
+def loop_margins(y_true, scores, classes, bound, disjoint):
     radii = []
     for label, row in zip(y_true, scores, strict=True):
         own = next(c for c in range(len(classes)) if classes[c] == label)
@@ -170,12 +170,12 @@ def loop_signed(y_true, scores, classes, bound, disjoint):
 @pytest.mark.parametrize("disjoint", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
-def test_signed_radius_is_the_margin_of_the_true_class(labels, weighted, disjoint, bound):
+def test_normalized_margin_is_that_of_the_true_class(labels, weighted, disjoint, bound):
     y_true, _, _, weights = draw(labels)
     weights = weights if weighted else None
     scores = np.random.default_rng(1).normal(size=(N, len(labels)))
-    expected = loop_mean(loop_signed(y_true, scores, labels, bound, disjoint), weights)
-    score = average_signed_radius_score(
+    expected = loop_mean(loop_margins(y_true, scores, labels, bound, disjoint), weights)
+    score = average_normalized_margin_score(
         y_true,
         scores,
         classes=labels,
@@ -190,7 +190,7 @@ def test_signed_radius_is_the_margin_of_the_true_class(labels, weighted, disjoin
 @pytest.mark.parametrize("disjoint", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("classes", [[0, 1], ["no", "yes"], ["yes", "no"]])
-def test_signed_radius_of_one_logit_is_the_logit_towards_the_true_class(classes, weighted, disjoint):
+def test_normalized_margin_of_one_logit_is_that_towards_the_true_class(classes, weighted, disjoint):
     y_true, _, _, weights = draw(np.array(classes))
     weights = weights if weighted else None
     scores = np.random.default_rng(1).normal(size=N)
@@ -198,7 +198,7 @@ def test_signed_radius_of_one_logit_is_the_logit_towards_the_true_class(classes,
         (score if label == classes[1] else -score) / 2.0
         for label, score in zip(y_true, scores, strict=True)
     ]
-    score = average_signed_radius_score(
+    score = average_normalized_margin_score(
         y_true,
         scores,
         classes=classes,
@@ -209,10 +209,10 @@ def test_signed_radius_of_one_logit_is_the_logit_towards_the_true_class(classes,
     assert score == pytest.approx(loop_mean(radii, weights), rel=0, abs=ROUNDING)
 
 
-def test_signed_radius_is_negative_where_wrong_and_agrees_with_the_average_where_right():
+def test_normalized_margin_is_negative_where_wrong_and_agrees_with_the_average_where_right():
     scores, classes = [[2.0, 0.0], [0.0, 1.0]], ["a", "b"]
-    assert average_signed_radius_score(["b", "a"], scores, classes=classes) < 0
-    right = average_signed_radius_score(["a", "b"], scores, classes=classes)
+    assert average_normalized_margin_score(["b", "a"], scores, classes=classes) < 0
+    right = average_normalized_margin_score(["a", "b"], scores, classes=classes)
     radii = [2 / math.sqrt(2), 1 / math.sqrt(2)]
     assert right == pytest.approx(
         average_certified_radius_score(["a", "b"], ["a", "b"], radii), rel=0, abs=ROUNDING
@@ -220,9 +220,9 @@ def test_signed_radius_is_negative_where_wrong_and_agrees_with_the_average_where
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
-def test_signed_radius_needs_a_positive_bound(bound):
+def test_normalized_margin_needs_a_positive_bound(bound):
     with pytest.raises(ValueError, match=r"^lipschitz_bound must be positive and finite"):
-        average_signed_radius_score([0], [1.0], classes=[0, 1], lipschitz_bound=bound)
+        average_normalized_margin_score([0], [1.0], classes=[0, 1], lipschitz_bound=bound)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +238,6 @@ def test_signed_radius_needs_a_positive_bound(bound):
         ([0, 1], [[1.0, math.inf], [0.0, 1.0]], [0, 1], "infinity"),
     ],
 )
-def test_signed_radius_refuses_what_does_not_fit(y_true, scores, classes, message):
+def test_normalized_margin_refuses_what_does_not_fit(y_true, scores, classes, message):
     with pytest.raises(ValueError, match=message):
-        average_signed_radius_score(y_true, scores, classes=classes)
+        average_normalized_margin_score(y_true, scores, classes=classes)

@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from sklip.bounds import lipschitz_bound
+from sklip import lipschitz_bound
 from sklip.layers import (
     Center,
-    Flatten,
     GroupSort2,
     OrthogonalConv2d,
     ScaledL2NormPool2d,
@@ -23,9 +22,7 @@ from sklip.networks import NetworkPlan, lipschitz_cnn, lipschitz_mlp, tutorial_c
 EPS = float(np.finfo(np.float64).eps)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded_torch")
 
 
 def small_cnn(input_shape, n_outputs):
@@ -141,7 +138,7 @@ def layer_types(network):
 def test_layers_of_the_default_cnn():
     network = lipschitz_cnn((1, 28, 28), 10)
     convolutions = [OrthogonalConv2d, GroupSort2] * 3
-    dense = [Flatten, SpectralLinear, GroupSort2, SpectralLinear, GroupSort2, SpectralLinear]
+    dense = [nn.Flatten, SpectralLinear, GroupSort2, SpectralLinear, GroupSort2, SpectralLinear]
     assert layer_types(network) == convolutions + dense
     assert [network[i].stride for i in (0, 2, 4)] == [(2, 2), (1, 1), (2, 2)]
     assert [network[i].out_channels for i in (0, 2, 4)] == [32, 32, 64]
@@ -177,7 +174,7 @@ def test_cnn_stops_halving_below_four_pixels():
 def test_layers_of_the_mlp():
     dense = [SpectralLinear, GroupSort2, SpectralLinear, GroupSort2, SpectralLinear]
     assert layer_types(lipschitz_mlp((7,), 3)) == [Center, *dense]
-    assert layer_types(lipschitz_mlp((1, 2, 2), 3)) == [Flatten, *dense]
+    assert layer_types(lipschitz_mlp((1, 2, 2), 3)) == [nn.Flatten, *dense]
     sizes = [layer.out_features for layer in lipschitz_mlp((7,), 3) if type(layer) is SpectralLinear]
     assert sizes == [512, 128, 3]
     assert layer_types(lipschitz_mlp((7,), 3, ())) == [Center, SpectralLinear]
@@ -192,7 +189,7 @@ def test_tutorial_network_is_that_of_the_tutorial():
         SpectralConv2d,
         GroupSort2,
         ScaledL2NormPool2d,
-        Flatten,
+        nn.Flatten,
         SpectralLinear,
         GroupSort2,
         SpectralLinear,
@@ -222,9 +219,20 @@ def test_orthogonal_first_layer_passes_norms_on(conv):
 # -- plans -------------------------------------------------------------------------------------
 
 
-def plan(architecture="auto", input_shape=(1, 8, 8), conv_channels=(4, 8), hidden_layer_sizes="auto"):
+def plan(
+    architecture="auto",
+    input_shape=(1, 8, 8),
+    dtype="float32",
+    conv_channels=(4, 8),
+    hidden_layer_sizes="auto",
+):
     return NetworkPlan.resolve(
-        architecture, input_shape, 3, conv_channels=conv_channels, hidden_layer_sizes=hidden_layer_sizes
+        architecture,
+        input_shape,
+        3,
+        dtype,
+        conv_channels=conv_channels,
+        hidden_layer_sizes=hidden_layer_sizes,
     )
 
 
@@ -274,3 +282,21 @@ def test_plan_names_a_wrong_argument_with_its_value(arguments, message):
 def test_plans_are_equal_by_value():
     assert plan() == plan()
     assert plan() != plan(conv_channels=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({}, []),
+        ({"architecture": "cnn", "hidden_layer_sizes": [256, np.int64(256)]}, []),
+        ({"conv_channels": (2, 2)}, ["conv_channels"]),
+        ({"dtype": "float64"}, ["dtype"]),
+        ({"input_shape": (1, 8, 9), "hidden_layer_sizes": (8,)}, ["input_shape", "hidden_layer_sizes"]),
+        ({"architecture": "mlp"}, ["architecture", "conv_channels", "hidden_layer_sizes"]),
+        ({"architecture": small_mlp}, ["architecture", "conv_channels", "hidden_layer_sizes"]),
+    ],
+)
+def test_plans_name_what_is_not_the_same_in_both(arguments, names):
+    assert plan().differences(plan(**arguments)) == names
+    assert plan(**arguments).differences(plan()) == names
+    assert (plan() == plan(**arguments)) == (not names)

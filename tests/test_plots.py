@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -185,15 +184,9 @@ def test_curve_of_what_are_no_radii_is_an_error(bad):
         CertifiedAccuracyDisplay.from_predictions([0, 1], [0, 1], [1.0, bad])
 
 
-@pytest.fixture(scope="module")
-def digits():
-    X, y = load_digits(return_X_y=True)
-    return X[:200], y[:200]
-
-
 @pytest.mark.parametrize("make", [quick, lambda: make_pipeline(StandardScaler(), quick())])
-def test_curve_of_an_estimator_is_that_of_its_predictions(digits, make):
-    X, y = digits
+def test_curve_of_an_estimator_is_that_of_its_predictions(few_digits, make):
+    X, y = few_digits
     estimator = make().fit(X, y)
     weights = np.random.default_rng(0).uniform(0, 2, len(X))
     _, ax = plt.subplots()
@@ -211,6 +204,27 @@ def test_curve_of_an_estimator_is_that_of_its_predictions(digits, make):
     assert display.name == type(estimator).__name__
     named = CertifiedAccuracyDisplay.from_estimator(estimator, X, y, name="mine")
     assert legend_of(named) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: quick(max_epochs=30), lambda: make_pipeline(StandardScaler(), quick(max_epochs=30))],
+)
+def test_curve_of_an_estimator_holds_the_fixed_columns(few_digits, make):
+    X, y = few_digits
+    estimator, fixed = make().fit(X, y), list(range(20, 64))
+    free = CertifiedAccuracyDisplay.from_estimator(estimator, X, y)
+    held = CertifiedAccuracyDisplay.from_estimator(estimator, X, y, fixed_columns=fixed)
+    labels, radii = estimator.predict(X), certificates(estimator, X, fixed_columns=fixed)
+    expected = loop_curve(held.eps, y, labels, radii, np.ones(len(X)))
+    assert held.certified_accuracy == pytest.approx(expected, rel=0, abs=4 * 200 * np.finfo(float).eps)
+    before = certificates(estimator, X)
+    assert (radii >= before).all()
+    assert np.median(radii) > 1.05 * np.median(before)
+    assert held.eps[-1] > free.eps[-1]
+    at_held = loop_curve(held.eps, y, labels, before, np.ones(len(X)))
+    assert (held.certified_accuracy >= np.array(at_held) - 1e-12).all()
+    assert (held.certified_accuracy > np.array(at_held) + 0.01).any()
 
 
 def legend_of(display):
@@ -276,14 +290,14 @@ def test_tradeoff_names_the_column_that_is_missing(missing):
         TradeoffDisplay.from_cv_results(results, "tau")
 
 
-def test_tradeoff_draws_a_real_search(digits):
+def test_tradeoff_draws_a_real_search(few_digits):
     search = GridSearchCV(
         quick(),
         {"tau": [10.0, 1.0]},
         cv=2,
         scoring={"accuracy": "accuracy", "certified": certified_accuracy_scorer(0.05)},
         refit="certified",
-    ).fit(*digits)
+    ).fit(*few_digits)
     display = TradeoffDisplay.from_cv_results(search.cv_results_, "tau").plot()
     assert display.param_values.tolist() == [1.0, 10.0]
     assert display.accuracy.tolist() == search.cv_results_["mean_test_accuracy"][::-1].tolist()

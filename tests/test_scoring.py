@@ -7,25 +7,19 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklip import LipschitzClassifier
+from sklip.certified.direct_sums import direct_forward
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 
 def quick(**parameters):
     defaults = {"hidden_layer_sizes": (16,), "max_epochs": 5, "random_state": 0}
     return LipschitzClassifier(**{**defaults, **parameters})
-
-
-@pytest.fixture(scope="module")
-def digits():
-    X, y = load_digits(return_X_y=True)
-    return X[:200], y[:200]
 
 
 def square(**parameters):
@@ -44,8 +38,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def fitted(digits):
-    return {kind: make().fit(*digits) for kind, make in KINDS.items()}
+def fitted(few_digits):
+    return {kind: make().fit(*few_digits) for kind, make in KINDS.items()}
 
 
 def radii_by_hand(estimator, X):
@@ -72,8 +66,8 @@ def expected_scores(estimator, X, y, eps, weights):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("eps", [0, 0.05, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_those_of_predictions_and_certificates(fitted, digits, kind, eps, weighted):
-    X, y = digits
+def test_scores_are_those_of_predictions_and_certificates(fitted, few_digits, kind, eps, weighted):
+    X, y = few_digits
     weights = np.random.default_rng(0).uniform(0, 2, len(X)) if weighted else None
     certified, radius = expected_scores(fitted[kind], X, y, eps, weights)
     got = certified_accuracy_scorer(eps=eps)(fitted[kind], X, y, sample_weight=weights)
@@ -89,12 +83,28 @@ def test_scores_are_those_of_predictions_and_certificates(fitted, digits, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_certified_accuracy_lies_below_accuracy_and_falls_with_eps(fitted, digits, kind):
-    scores = [certified_accuracy_scorer(eps)(fitted[kind], *digits) for eps in (0, 0.02, 0.1, 1e9)]
+def test_certified_accuracy_lies_below_accuracy_and_falls_with_eps(fitted, few_digits, kind):
+    scores = [certified_accuracy_scorer(eps)(fitted[kind], *few_digits) for eps in (0, 0.02, 0.1, 1e9)]
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] <= fitted[kind].score(*digits)
+    assert scores[0] <= fitted[kind].score(*few_digits)
     assert scores[0] > 0
     assert scores[-1] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "scorer", [certified_accuracy_scorer(), average_certified_radius_scorer([0])], ids=repr
+)
+def test_scorers_evaluate_the_network_once(fitted, few_digits, kind, scorer, monkeypatch):
+    calls = []
+
+    def counted(network, X, arithmetic):
+        calls.append(len(X))
+        return direct_forward(network, X, arithmetic)
+
+    monkeypatch.setattr("sklip.certified.network.direct_forward", counted)
+    scorer(fitted[kind], *few_digits)
+    assert calls == [len(few_digits[0])]
 
 
 # -- the scorers as objects ----------------------------------------------------------------------
@@ -121,27 +131,27 @@ def test_scorers_survive_clone_and_pickle(scorer, copy):
 
 
 @pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_a_bad_eps_is_refused_at_the_call(fitted, digits, eps):
+def test_a_bad_eps_is_refused_at_the_call(fitted, few_digits, eps):
     # As everywhere in scikit-learn, the constructor takes what it is given.
     scorer = certified_accuracy_scorer(eps=eps)
     with pytest.raises(ValueError, match=r"^eps must be a finite number of at least 0"):
-        scorer(fitted["estimator"], *digits)
+        scorer(fitted["estimator"], *few_digits)
 
 
 @pytest.mark.parametrize(
     "scorer", [certified_accuracy_scorer(), average_certified_radius_scorer()], ids=repr
 )
-def test_estimators_without_certificates_get_no_score(digits, scorer):
+def test_estimators_without_certificates_get_no_score(few_digits, scorer):
     with pytest.raises(TypeError, match=r"^LogisticRegression gives no certificates"):
-        scorer(LogisticRegression(max_iter=1000).fit(*digits), *digits)
+        scorer(LogisticRegression(max_iter=1000).fit(*few_digits), *few_digits)
 
 
 # -- in scikit-learn's tools ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["estimator", "pipeline"])
-def test_cross_validation_takes_the_scorers(digits, kind):
-    X, y = digits
+def test_cross_validation_takes_the_scorers(few_digits, kind):
+    X, y = few_digits
     scoring = {
         "accuracy": "accuracy",
         "certified": certified_accuracy_scorer(eps=0.05),
@@ -160,14 +170,14 @@ def test_cross_validation_takes_the_scorers(digits, kind):
     assert alone.tolist() == results["test_radius"].tolist()
 
 
-def test_metadata_routing_leaves_the_scorers_usable(digits):
+def test_metadata_routing_leaves_the_scorers_usable(few_digits):
     with sklearn.config_context(enable_metadata_routing=True):
-        scores = cross_val_score(quick(), *digits, cv=2, scoring=certified_accuracy_scorer(0.01))
+        scores = cross_val_score(quick(), *few_digits, cv=2, scoring=certified_accuracy_scorer(0.01))
     assert (scores > 0).all()
 
 
-def test_a_grid_search_refits_the_candidate_that_the_rule_names(digits):
-    X, y = digits
+def test_a_grid_search_refits_the_candidate_that_the_rule_names(few_digits):
+    X, y = few_digits
     search = GridSearchCV(
         quick(),
         {"tau": [0.1, 1.0, 10.0, 100.0]},

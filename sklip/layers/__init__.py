@@ -12,11 +12,10 @@ from sklip.layers.orthogonal import (
 )
 from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
 from sklip.layers.residual import Residual
-from sklip.layers.sequential import Center, Flatten, Scale, Sequential, to_torch
+from sklip.layers.sequential import Center, Scale, Sequential, to_torch
 
 __all__ = [
     "Center",
-    "Flatten",
     "FullSort",
     "GroupSort",
     "GroupSort2",

@@ -83,6 +83,8 @@ class GroupSort2(nn.Module):
     tensor([[1., 3., 0., 2.]])
     """
 
+    k = 1.0
+
     def forward(self, x: Tensor) -> Tensor:
         """Sort along axis 1 of an input of shape (n, channels, ...)."""
         _check_channels(x, 2)
@@ -114,6 +116,8 @@ class GroupSort(nn.Module):
     tensor([[0., 1., 2., 3.]])
     """
 
+    k = 1.0
+
     def __init__(self, group_size: int) -> None:
         super().__init__()
         self.group_size = check_positive_int("group_size", group_size)
@@ -139,6 +143,8 @@ class FullSort(nn.Module):
     >>> FullSort()(torch.tensor([[3.0, 1.0, 0.0]]))
     tensor([[0., 1., 3.]])
     """
+
+    k = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Sort along axis 1 of an input of shape (n, channels, ...)."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
-__all__ = ["check_positive", "check_positive_int", "pair"]
+from torch import nn
+
+__all__ = ["check_positive", "check_positive_int", "layer_constant", "pair"]
 
 
 def check_positive(name: str, value: float) -> float:
@@ -32,3 +34,17 @@ def pair(name: str, value: int | tuple[int, int], *, minimum: int = 1) -> tuple[
             f"{name} must be an integer of at least {minimum} or a pair of them, got {value!r}."
         )
     return int(both[0]), int(both[1])
+
+
+def layer_constant(layer: nn.Module) -> float:
+    """Return the constant that a layer is made for: its attribute k."""
+    if type(layer) in (nn.Identity, nn.Flatten):
+        return 1.0
+    # Only of the package's own types: a subclass may compute anything, and other modules use k for
+    # other things.
+    if type(layer).__module__.startswith("sklip.layers.") and hasattr(layer, "k"):
+        return float(layer.k)  # type: ignore[arg-type]
+    raise TypeError(
+        f"Sequential needs layers of a known Lipschitz constant, got {type(layer).__name__}; use "
+        "the layers of sklip.layers, or torch.nn.Sequential and certify with lipschitz_bound."
+    )

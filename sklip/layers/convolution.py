@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sklip.layers.bcop import composed
 from sklip.layers.checks import check_positive, check_positive_int, pair
-from sklip.layers.composition import composed
 from sklip.layers.orthogonal import OrthogonalLayer, orthogonal_init_
 
 __all__ = ["OrthogonalConv2d", "SpectralConv2d"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sklip.layers.checks import check_positive, check_positive_int
+from sklip.layers.matmul import linear
 from sklip.layers.orthogonal import OrthogonalLayer, orthogonal_init_
-from sklip.layers.products import linear
 
 __all__ = ["SpectralLinear"]
 

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklip.layers.products import times, times_transposed
+from sklip.layers.matmul import times, times_transposed
 
 __all__ = [
     "OrthogonalLayer",
@@ -59,7 +59,7 @@ class OrthogonalLayer(nn.Module):
 
     A subclass says by :meth:`orthogonal_parameters` which of its parameters are concerned. They
     are orthogonal from the start and remain so as long as :func:`retract_` follows each optimiser
-    step, or the optimiser is :class:`sklip.optimizers.OrthogonalMomentum`.
+    step, or the optimiser is :class:`sklip.training.StiefelMuon`.
     """
 
     def orthogonal_parameters(self) -> Iterator[nn.Parameter]:

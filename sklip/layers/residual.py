@@ -2,7 +2,11 @@ r"""Layers with a way around them."""
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
+
+from sklip.layers.checks import layer_constant
 
 __all__ = ["Residual"]
 
@@ -34,6 +38,11 @@ class Residual(nn.Sequential):
     >>> Residual(GroupSort2())(torch.tensor([[3.0, 1.0]]))
     tensor([[4., 4.]])
     """
+
+    @property
+    def k(self) -> float:
+        """The constant 1 + L, from the constants that the layers of f are made for."""
+        return 1 + math.prod(layer_constant(layer) for layer in self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x + f(x)."""

@@ -8,25 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sklip.layers.activation import FullSort, GroupSort, GroupSort2
-from sklip.layers.checks import check_positive
-from sklip.layers.convolution import OrthogonalConv2d, SpectralConv2d
-from sklip.layers.linear import SpectralLinear
-from sklip.layers.pooling import ScaledAvgPool2d, ScaledL2NormPool2d
-from sklip.layers.residual import Residual
+from sklip.layers.checks import check_positive, layer_constant
 
-__all__ = ["Center", "Flatten", "Scale", "Sequential", "to_torch"]
-
-
-class Flatten(nn.Flatten):
-    """Flatten (n, ...) to (n, features): an isometry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def to_torch(self) -> nn.Flatten:
-        """Return the plain ``nn.Flatten``."""
-        return nn.Flatten()
+__all__ = ["Center", "Scale", "Sequential", "to_torch"]
 
 
 class Center(nn.Module):
@@ -42,6 +26,7 @@ class Center(nn.Module):
         Length of c, which is zero until ``center`` is filled.
     """
 
+    k = 1.0
     center: Tensor
 
     def __init__(self, n_features: int) -> None:
@@ -73,43 +58,6 @@ class Scale(nn.Module):
         return f"k={self.k}"
 
 
-# Layers without a constant of their own: isometries, or permutations of their input.
-_ONE_LIPSCHITZ: tuple[type[nn.Module], ...] = (
-    nn.Identity,
-    nn.Flatten,
-    Flatten,
-    Center,
-    GroupSort,
-    GroupSort2,
-    FullSort,
-)
-
-
-_WITH_K: tuple[type[nn.Module], ...] = (
-    OrthogonalConv2d,
-    Scale,
-    ScaledAvgPool2d,
-    ScaledL2NormPool2d,
-    SpectralConv2d,
-    SpectralLinear,
-)
-
-
-def _constant(layer: nn.Module) -> float:
-    if type(layer) in _ONE_LIPSCHITZ:
-        return 1.0
-    # Exact types only: a subclass may compute anything, and other modules use k for other things.
-    if type(layer) in (*_WITH_K, Sequential):
-        k: float = layer.k  # type: ignore[assignment]
-        return k
-    if type(layer) is Residual:
-        return 1 + math.prod(_constant(inner) for inner in layer)
-    raise TypeError(
-        f"Sequential needs layers of a known Lipschitz constant, got {type(layer).__name__}; use "
-        "the layers of sklip.layers, or torch.nn.Sequential and certify with lipschitz_bound."
-    )
-
-
 class Sequential(nn.Sequential):
     r"""Layers one after another, with Lipschitz constant k for the whole chain.
 
@@ -137,14 +85,14 @@ class Sequential(nn.Sequential):
 
     def __init__(self, *layers: nn.Module, k: float = 1.0) -> None:
         for layer in layers:
-            _constant(layer)
+            layer_constant(layer)
         super().__init__(*layers)
         self.k = check_positive("k", k)
 
     @property
     def factor(self) -> float:
         """The factor that brings the product of the layers' constants to k."""
-        return self.k / math.prod(_constant(layer) for layer in self)
+        return self.k / math.prod(layer_constant(layer) for layer in self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers, then the factor that makes the constant k."""

@@ -12,8 +12,8 @@ from sklip.losses.reductions import (
     binary_scores,
     check_non_negative,
     check_positive,
+    normalized_margins,
     one_hot_mask,
-    signed_radii,
     true_margins,
     weighted_mean,
 )
@@ -190,7 +190,7 @@ class BinaryHingeLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        signed = signed_radii(binary_scores(logits), target)
+        signed = normalized_margins(binary_scores(logits), target)
         return weighted_mean(functional.relu(self.min_margin / 2 - signed), sample_weight)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 from sklip.losses.reductions import (
     check_non_negative,
     check_positive,
-    signed_radii,
+    normalized_margins,
     weighted_mean,
 )
 
@@ -53,5 +53,5 @@ class CertifiedRadiusLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
         plain: Tensor = self.loss(logits, target, sample_weight)
-        radii = functional.relu(signed_radii(logits, target)).clamp(max=self.radius)
+        radii = functional.relu(normalized_margins(logits, target)).clamp(max=self.radius)
         return plain - self.weight * weighted_mean(radii, sample_weight)

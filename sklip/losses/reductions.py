@@ -12,8 +12,8 @@ __all__ = [
     "binary_scores",
     "check_non_negative",
     "check_positive",
+    "normalized_margins",
     "one_hot_mask",
-    "signed_radii",
     "true_margins",
     "weighted_mean",
 ]
@@ -60,8 +60,12 @@ def true_margins(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target.unsqueeze(1)).squeeze(1) - rival
 
 
-def signed_radii(logits: Tensor, target: Tensor) -> Tensor:
-    """Radius of each row for a network of constant 1, negative where it is predicted wrong."""
+def normalized_margins(logits: Tensor, target: Tensor) -> Tensor:
+    r"""Margin of each row over :math:`\sqrt 2` (of one logit: itself), negative where it is wrong.
+
+    It is the distance in which the class can't change if the network has constant 1, of which nothing
+    is proven here.
+    """
     if logits.ndim == 1 or logits.shape[1] == 1:
         scores = binary_scores(logits)
         return torch.where(target > 0, scores, -scores)

@@ -1,0 +1,23 @@
+"""Finished networks and what is proven of them; neither scikit-learn nor training is needed."""
+
+# Imported for the rules that they register.
+from sklip.certified import linear_rules, value_rules  # noqa: F401
+from sklip.certified.arithmetic import Affine, Arithmetic
+from sklip.certified.estimates import lipschitz_estimate
+from sklip.certified.maps import MapBound, exact
+from sklip.certified.network import CertifiedNetwork
+from sklip.certified.radii import Budget, certified_radii
+from sklip.certified.rules import lipschitz_bound, register_layer
+
+__all__ = [
+    "Affine",
+    "Arithmetic",
+    "Budget",
+    "CertifiedNetwork",
+    "MapBound",
+    "certified_radii",
+    "exact",
+    "lipschitz_bound",
+    "lipschitz_estimate",
+    "register_layer",
+]

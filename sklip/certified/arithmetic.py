@@ -1,0 +1,130 @@
+r"""The arithmetic that a proof holds for, and the floor under its constants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FLOOR", "Affine", "Arithmetic", "above_floor", "floored_product"]
+
+# Constants that are not zero are raised to this: far above the subnormal numbers, which products round
+# down to zero and processors may flush, and far below whatever matters.
+FLOOR = 1e-290
+# Covers the rounding of any sum of products of positive numbers that is formed in float64 here.
+_SLACK = 1 + 2.0**-40
+
+
+def above_floor(product: Any, *terms: Any) -> Any:
+    """Return a product of numbers >= 0, raised to FLOOR unless one of its terms is zero.
+
+    Parameters
+    ----------
+    product : float or ndarray
+        The product of `terms`, rounded up as far as normal numbers go.
+    *terms : float or ndarray
+
+    Returns
+    -------
+    product : float or ndarray
+        A float for floats.
+    """
+    positive = math.prod(np.asarray(term) > 0 for term in terms)
+    raised = np.where(positive, np.maximum(product, FLOOR), 0.0)
+    return raised if raised.ndim else float(raised)
+
+
+def floored_product(left: Any, right: Any) -> Any:
+    """Return left * right for numbers >= 0, raised to FLOOR unless one of them is zero."""
+    return above_floor(left * right, left, right)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Floating-point format of a computation, and the blocks in which it cuts its sums.
+
+    Rounding bounds assume IEEE arithmetic with round to nearest; flushing of subnormal numbers is
+    covered.
+
+    Parameters
+    ----------
+    dtype : str, default="float32"
+        Name of a NumPy floating type.
+    block : int, default=48
+        Terms of a dot product that are summed at once. Smaller blocks lose less to rounding and take
+        longer.
+    convolution_block : int, default=288
+        The same for a convolution, in whole channels: at least one.
+    """
+
+    dtype: str = "float32"
+    block: int = 48
+    convolution_block: int = 288
+
+    def __post_init__(self) -> None:
+        np.finfo(self.dtype)  # raises a ValueError for what is no floating type
+        for name in ("block", "convolution_block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff."""
+        return float(np.finfo(self.dtype).eps) / 2
+
+    @property
+    def smallest(self) -> float:
+        """Smallest normal number: the most that a flushed value loses."""
+        return float(np.finfo(self.dtype).tiny)
+
+    @property
+    def largest(self) -> float:
+        """Largest number."""
+        return float(np.finfo(self.dtype).max)
+
+    def gamma(self, n_operations: int) -> float:
+        r"""Return :math:`\gamma_n = n u / (1 - n u)`; infinite where nothing can be said."""
+        nu = n_operations * self.unit * (1 + 2.0**-50)
+        return nu / (1 - nu) if nu < 0.5 else math.inf
+
+    def gamma_of_sum(self, n_terms: int) -> float:
+        """Return the constant of a dot product of `n_terms` in blocks, and a bias."""
+        return self._gamma_of_blocks(min(n_terms, self.block), -(-n_terms // self.block))
+
+    def channels_at_once(self, channels: int, taps: int) -> int:
+        """Return how many channels of a convolution are summed in one block."""
+        return min(channels, max(1, self.convolution_block // taps))
+
+    def gamma_of_convolution(self, channels: int, taps: int) -> float:
+        """Return the constant of a convolution's sums, by either way to compute them."""
+        at_once = self.channels_at_once(channels, taps)
+        direct = self._gamma_of_blocks(at_once * taps, -(-channels // at_once))
+        return max(direct, self.gamma_of_sum(channels * taps))
+
+    def _gamma_of_blocks(self, terms: int, blocks: int) -> float:
+        # Additions in pairs, that of a bias, and one in hand.
+        return self.gamma(terms + math.ceil(math.log2(blocks)) + 2)
+
+
+@dataclass(frozen=True)
+class Affine:
+    r"""The bound :math:`o + s\,t` for t >= 0, a length or a distance.
+
+    Parameters
+    ----------
+    offset, slope : float, or ndarray of one value a row
+        o and s, at least 0.
+    """
+
+    offset: float | NDArray[np.float64] = 0.0
+    slope: float | NDArray[np.float64] = 0.0
+
+    def __add__(self, other: Affine) -> Affine:
+        return Affine(self.offset + other.offset, self.slope + other.slope)
+
+    def rounded_up(self) -> Affine:
+        """Return a bound above what the floating-point arithmetic that made this one may have lost."""
+        return Affine(self.offset * _SLACK, self.slope * _SLACK)

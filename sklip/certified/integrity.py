@@ -1,0 +1,66 @@
+"""Whether an object computes what its class says, and whether a network is the one that was proven."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+__all__ = ["digest", "plain_settings", "refuse_altered"]
+
+
+def refuse_altered(item: Any) -> None:
+    """Refuse a module or an estimator that computes something else than its class says.
+
+    Raises
+    ------
+    TypeError
+        For hooks of any kind, and for an attribute of the instance that replaces a method.
+    """
+    name, attributes = type(item).__name__, getattr(item, "__dict__", {})
+    # Of every kind: on outputs, on gradients, on what is stored and loaded.
+    hooks = [value for key, value in attributes.items() if key.endswith("_hooks")]
+    if isinstance(item, nn.Module):
+        hooks += [
+            torch_module._global_forward_hooks,
+            torch_module._global_forward_pre_hooks,
+            torch_module._global_backward_hooks,
+            torch_module._global_backward_pre_hooks,
+        ]
+    if any(hooks):
+        raise TypeError(f"{name} has hooks, which may change what it computes; remove them.")
+    for key, value in attributes.items():
+        if callable(value) and hasattr(type(item), key):
+            raise TypeError(f"{name} has a replaced {key} method; restore the one of its class.")
+
+
+def digest(module: nn.Module) -> str:
+    """Return a digest of all that decides what `module` computes: layers, settings, mode, weights."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update(f"{module!r}{[part.training for part in module.modules()]}".encode())
+    # A repr does not show everything: AvgPool2d leaves out what it divides by.
+    state.update(repr([sorted(plain_settings(part).items()) for part in module.modules()]).encode())
+    for name, value in module.state_dict().items():
+        array = value.detach().cpu().numpy()
+        state.update(f"{name}{array.dtype}{array.shape}".encode())
+        state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
+
+
+def plain_settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that the constructor set, or somebody since, and that are plain values."""
+    inherited = vars(nn.Module())
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in inherited and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

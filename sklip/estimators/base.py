@@ -1,0 +1,382 @@
+r"""What estimators on certified networks share: reading, fitting, predicting, storing."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from sklip import networks
+from sklip.certified import Arithmetic, CertifiedNetwork
+from sklip.certified.integrity import refuse_altered
+from sklip.estimators.parameters import (
+    resolve_augmentation,
+    resolve_dtype,
+    resolve_learning_rate,
+    resolve_max_epochs,
+    resolve_solver,
+)
+from sklip.inputs import (
+    as_rows,
+    check_castable,
+    check_input_shape,
+    check_sample_weight,
+    inferred_input_shape,
+)
+from sklip.layers import Center, polish_, to_torch
+from sklip.rows import as_numpy
+from sklip.training.callbacks import StopEarly, check_callbacks
+from sklip.training.data import Samples, TrainingData
+from sklip.training.devices import available_device, resolve_device
+from sklip.training.net import LipschitzNet
+from sklip.training.seeding import seeded
+
+__all__ = ["LipschitzEstimator", "proven_network"]
+
+# Parameters that a net is made with: it trains on only as long as they are the same.
+_OF_THE_NET = (
+    *("loss", "tau", "eps", "min_margin", "alpha", "batch_size", "solver", "learning_rate"),
+    *("learning_rate_schedule", "augmentation", "early_stopping", "n_iter_no_change"),
+    *("callbacks", "verbose"),
+)
+
+
+class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
+    """Base of estimators that train a network, prove it, and predict by what was proven.
+
+    A subclass has the parameters of :class:`sklip.LipschitzClassifier`, with defaults of its own, and
+    says by four hooks what its targets are: :meth:`_read_targets`, :meth:`_n_outputs`,
+    :meth:`_criterion`, :meth:`_keep`.
+    """
+
+    certified_network_: CertifiedNetwork
+    device_: str
+    history_: list[dict[str, Any]]
+    net_: LipschitzNet
+    _settings_: dict[str, Any]
+
+    # -- hooks -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _read_targets(
+        self,
+        y: NDArray[Any],
+        weight: NDArray[np.float64] | None,
+        classes: ArrayLike | None,
+        *,
+        goes_on: bool,
+    ) -> tuple[NDArray[Any], NDArray[np.float64] | None, NDArray[Any] | None]:
+        """Return targets for the criterion, weights, and the labels that codes stand for."""
+
+    @abstractmethod
+    def _n_outputs(self, classes: NDArray[Any] | None) -> int:
+        """Return the number of outputs of the network."""
+
+    @abstractmethod
+    def _criterion(self, classes: NDArray[Any] | None) -> nn.Module:
+        """Return the loss, which takes (outputs, targets, sample_weight or None)."""
+
+    @abstractmethod
+    def _keep(self, data: TrainingData) -> None:
+        """Store what predictions need of data and parameters."""
+
+    # -- fitting -----------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Drop the model of an earlier fit: a fit that fails must not leave half of each."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+
+    def _train(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        classes: ArrayLike | None,
+        *,
+        goes_on: bool,
+        one_pass: bool,
+    ) -> Self:
+        """Train and prove; only where all of it succeeds is there another model than before."""
+        data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
+        device = self.device_ if goes_on else resolve_device(self.device)
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        draws, plan = seeded(seed), self._plan(data)
+        if goes_on:
+            self._refuse_other_plan(plan)
+            module = self.net_.module_
+        else:
+            module = self._build(plan, data, draws)
+        samples = data.samples(device)
+        train, validation = (samples, None) if one_pass else self._split(samples, seed)
+        solver = resolve_solver(self.solver, len(train), self.batch_size)
+        settings = self._net_settings()
+        if goes_on and one_pass and settings == self._settings_:
+            net = self.net_
+        else:
+            net = self._make_net(module, data.classes, data.input_shape, device, solver, seed, draws)
+        if one_pass:
+            net.schedule = "constant"
+        n_epochs_before = len(net.history)
+        epochs = 1
+        if not one_pass:
+            epochs = resolve_max_epochs(self.max_epochs, len(train), self.batch_size, solver)
+        net.train(train, validation, epochs)
+        certified = _certified(net.module_, data)
+        self.net_, self.certified_network_ = net, certified
+        self.lipschitz_bound_ = certified.lipschitz_bound
+        self.history_ = [
+            *(self.history_ if goes_on else []),
+            *net.epoch_rows()[n_epochs_before:],
+        ]
+        self.n_iter_ = len(self.history_)
+        self.device_, self.solver_ = device, net.solver
+        self.input_shape_, self.dtype_ = data.input_shape, data.dtype
+        self._plan_, self._settings_ = plan, settings
+        self._keep(data)
+        return self
+
+    def _read(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None,
+        classes: ArrayLike | None,
+        *,
+        goes_on: bool,
+    ) -> TrainingData:
+        """Validate everything. scikit-learn's own check stores the number and names of features."""
+        given_shape = check_input_shape(self.input_shape)
+        shape = self.input_shape_ if goes_on else inferred_input_shape(X, given_shape)
+        rows, targets = validate_data(
+            self,
+            as_rows(X, shape, type(self).__name__),
+            as_numpy(y),
+            reset=not goes_on,
+            order="C",
+        )
+        if given_shape is not None and rows.shape[1] != np.prod(given_shape):
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but input_shape={given_shape} needs "
+                f"{np.prod(given_shape)}."
+            )
+        weight = check_sample_weight(sample_weight, len(rows))
+        targets, weight, labels = self._read_targets(targets, weight, classes, goes_on=goes_on)
+        input_shape = (rows.shape[1],) if shape is None else shape
+        if goes_on and self.dtype in ("auto", self.dtype_):
+            dtype = self.dtype_
+        else:
+            dtype = resolve_dtype(self.dtype, len(input_shape) == 3, rows.size)
+        rows = check_castable(rows, dtype)
+        return TrainingData(rows, targets, weight, labels, input_shape, dtype)
+
+    def _plan(self, data: TrainingData) -> networks.NetworkPlan:
+        return networks.NetworkPlan.resolve(
+            self.architecture,
+            check_input_shape(self.input_shape) or data.input_shape,
+            self._n_outputs(data.classes),
+            data.dtype,
+            conv_channels=self.conv_channels,
+            hidden_layer_sizes=self.hidden_layer_sizes,
+        )
+
+    def _refuse_other_plan(self, plan: networks.NetworkPlan) -> None:
+        changed = plan.differences(self._plan_)
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} can't change while training goes on with the same network; set "
+                "the values of the first fit, or fit anew with warm_start=False."
+            )
+
+    def _build(self, plan: networks.NetworkPlan, data: TrainingData, draws: seeded) -> nn.Module:
+        dtype = getattr(torch, data.dtype)
+        with draws:
+            network = plan.build().to(dtype=dtype)
+        first: nn.Module = network
+        while isinstance(first, nn.Sequential) and len(first):
+            first = first[0]
+        # One that somebody has filled is left as it is.
+        if isinstance(first, Center) and not first.center.any():
+            first.center.copy_(torch.from_numpy(data.mean_row()))
+        if callable(self.architecture):
+            self._check_network(network, plan, dtype)
+        return network
+
+    def _check_network(
+        self, network: nn.Module, plan: networks.NetworkPlan, dtype: torch.dtype
+    ) -> None:
+        """Refuse a user's network before hours of training, not after."""
+        # A hook is dropped by the export, so it must be refused before; and before any call.
+        for module in network.modules():
+            refuse_altered(module)
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(2, *plan.input_shape, dtype=dtype))
+        if tuple(outputs.shape) != (2, plan.n_outputs):
+            raise ValueError(
+                f"architecture must return a network with {plan.n_outputs} outputs for rows of shape "
+                f"{plan.input_shape}, got outputs of shape {tuple(outputs.shape[1:])}."
+            )
+        CertifiedNetwork(to_torch(network).eval(), plan.input_shape, Arithmetic(plan.dtype))
+
+    def _net_settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OF_THE_NET}
+
+    def _make_net(
+        self,
+        module: nn.Module,
+        classes: NDArray[Any] | None,
+        input_shape: tuple[int, ...],
+        device: str,
+        solver: str,
+        seed: int,
+        draws: seeded | None = None,
+    ) -> LipschitzNet:
+        callbacks = check_callbacks(copy.deepcopy(self.callbacks))
+        if self.early_stopping:
+            callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
+        net = LipschitzNet(
+            module,
+            self._criterion(classes),
+            schedule=self.learning_rate_schedule,
+            augmentation=resolve_augmentation(self.augmentation, len(input_shape) == 3),
+            shuffle_seed=seed,
+            draws=draws,
+            report=bool(self.verbose),
+            solver=solver,
+            lr=resolve_learning_rate(self.learning_rate, solver),
+            batch_size=self.batch_size,
+            train_split=None,
+            callbacks=callbacks,
+            device=device,
+            verbose=int(self.verbose),
+        )
+        net.initialize()
+        return net
+
+    def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
+        if not self.early_stopping:
+            return samples, None
+        train, held_out = train_test_split(
+            np.arange(len(samples)),
+            test_size=self.validation_fraction,
+            stratify=None if samples.y.is_floating_point() else samples.y.cpu().numpy(),
+            random_state=seed,
+        )
+        return samples.subset(torch.from_numpy(train)), samples.subset(torch.from_numpy(held_out))
+
+    # -- prediction --------------------------------------------------------------------------
+
+    def network_rows(self, X: ArrayLike) -> NDArray[Any]:
+        """Return X, validated, as the flat rows that `certified_network_` takes.
+
+        Parameters
+        ----------
+        X : array-like
+            As for ``fit``.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_samples, n_features_in_)
+        """
+        check_is_fitted(self)
+        rows = validate_data(
+            self, as_rows(X, self.input_shape_, type(self).__name__), reset=False, order="C"
+        )
+        return check_castable(rows, self.dtype_)
+
+    def to_torch(self) -> nn.Module:
+        """Return a copy of the trained network in plain layers, in evaluation mode.
+
+        Returns
+        -------
+        network : torch.nn.Module
+            ``nn.Linear``, ``nn.Conv2d`` and sklip's parameter-free layers; it takes
+            (n, *input_shape_) and returns (n, n_outputs).
+        """
+        check_is_fitted(self)
+        return copy.deepcopy(self.certified_network_.network)
+
+    # -- storage -----------------------------------------------------------------------------
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "certified_network_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Networks are stored as NumPy arrays: they load on a machine without the same device."""
+        state = dict(super().__getstate__())
+        if self.__sklearn_is_fitted__():
+            self.certified_network_.check_unchanged()
+            state["certified_network_"] = self.certified_network_.to_state()
+            state["net_"] = {
+                name: value.cpu().numpy().copy()
+                for name, value in self.net_.module_.state_dict().items()
+            }
+            # Known from the parameters.
+            del state["_settings_"], state["lipschitz_bound_"]
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Build the networks, and prove the one that predicts anew."""
+        super().__setstate__(dict(state))
+        if "certified_network_" not in state:
+            return
+        self.device_ = available_device(self.device_)
+        self.certified_network_ = CertifiedNetwork.from_state(state["certified_network_"])
+        self.certified_network_.to(self.device_)
+        self.lipschitz_bound_ = self.certified_network_.lipschitz_bound
+        with seeded(0):
+            module = self._plan_.build()
+        values = {name: torch.from_numpy(np.array(array)) for name, array in state["net_"].items()}
+        module.load_state_dict(values, assign=True)
+        classes = getattr(self, "classes_", None)
+        self.net_ = self._make_net(
+            module, classes, self.input_shape_, self.device_, self.solver_, seed=0
+        )
+        self.net_.restore_history(self.history_)
+        self._settings_ = self._net_settings()
+
+
+def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
+    """Export the trained network and prove it."""
+    if not all(torch.isfinite(v).all() for v in module.state_dict().values()):
+        raise ValueError(
+            "Training produced non-finite weights. Lower learning_rate, or scale X if it contains "
+            "large values."
+        )
+    network = to_torch(polish_(module)).eval().requires_grad_(False)
+    return CertifiedNetwork(network, data.input_shape, Arithmetic(data.dtype))
+
+
+def proven_network(estimator: LipschitzEstimator) -> CertifiedNetwork:
+    """Return the network that a fitted estimator predicts by, which is the one that was proven.
+
+    Raises
+    ------
+    TypeError
+        For a subclass or an instance that predicts in another way.
+    RuntimeError
+        If the network was changed after its proof.
+    """
+    check_is_fitted(estimator)
+    mine = type(estimator)
+    known = next(base for base in mine.__mro__ if base.__module__.startswith("sklip.estimators."))
+    for name in ("predict", "decision_function", "predict_with_radii", "network_rows"):
+        own = getattr(known, name, None)
+        if getattr(mine, name, None) is not own or name in vars(estimator):
+            raise TypeError(
+                f"{mine.__name__} has another {name} than {known.__name__}, so it gives no "
+                "certificates; override certificates_ as well."
+            )
+    network: CertifiedNetwork = estimator.certified_network_
+    network.check_unchanged()
+    return network

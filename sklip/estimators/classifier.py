@@ -1,0 +1,491 @@
+r"""LipschitzClassifier: its parameters, its targets, and what it predicts."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from torch import nn
+
+from sklip.certified.radii import predicted_codes
+from sklip.estimators.base import LipschitzEstimator, proven_network
+from sklip.estimators.parameters import CONSTRAINTS, make_loss
+from sklip.inputs import encode_labels
+from sklip.metrics import certified_accuracy_score
+from sklip.training.data import TrainingData
+
+__all__ = ["LipschitzClassifier"]
+
+
+class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[misc]
+    r"""Neural-network classifier whose every prediction comes with a certified radius.
+
+    For each row x, :meth:`certificates_` gives an r such that no x' with
+    :math:`\|x' - x\|_2 < r` has another predicted class. The network is 1-Lipschitz: its logits
+    can't move faster than its input, so a margin between logits is a distance in the units of X.
+    After training the constant is proven from the finished weights, in float64; it does not rest on
+    training having gone well.
+
+    Parameters
+    ----------
+    loss : str or torch.nn.Module, default="tau_cross_entropy"
+        Training loss:
+
+        * "tau_cross_entropy": cross-entropy with temperature `tau`, for radii of `eps`;
+        * "logit_annealing": the same, spending less on rows that have margin enough;
+        * "hkr": hinge-regularised Kantorovich-Rubinstein loss with `min_margin` and `alpha`;
+        * "lse_hkr": the same with a soft maximum over the wrong classes;
+        * a module of :mod:`sklip.losses`, or your own, that takes (logits, class codes, sample_weight
+          or None); your own is slower on CUDA, where it can't be replayed as a graph.
+    tau : float, default=3.0
+        Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
+        margins, in the units of X, that training asks for. ``predict_proba`` is the softmax of
+        tau times the logits.
+    eps : float, default=0.0
+        For the cross-entropies: radius to train for, in the units of X. The loss is then a bound on the
+        cross-entropy of every input within eps (Tsuzuku et al. 2018). Higher: larger radii, less
+        accuracy. For the largest share certified at a radius, take that radius, and a tau that a
+        search finds.
+    min_margin : float, default=0.2
+        For the HKR losses: margin between logits that the hinge asks for. Higher: larger radii, less
+        accuracy.
+    alpha : float, default=50.0
+        For the HKR losses: weight of the hinge against the KR term; ``np.inf`` for the hinge alone.
+        Lower: larger radii, less accuracy.
+    architecture : {"auto", "mlp", "cnn"} or callable, default="auto"
+        The network: dense for tables, convolutional for images ("auto"), or a function
+        ``(input_shape, n_outputs) -> torch.nn.Module`` made of layers that
+        :func:`sklip.lipschitz_bound` knows; n_outputs is 1 for a binary problem.
+    input_shape : (int, int, int), default=None
+        Channels, height and width, for X of flat image rows (in that order), or to have images with
+        the channels last read as such. Image arrays with the channels first need none.
+    conv_channels : sequence of int or "auto", default="auto"
+        Channels of each convolution of the "cnn" architecture, even; "auto" is (32, 32, 64) for
+        images of up to 32 pixels, and one more of 64 for each further halving.
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Widths of the dense hidden layers, even; "auto" is (512, 128) for tables and (256, 256) behind
+        convolutions.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training data; "auto" is 10, or more where 10 make less than 400
+        steps (1000 with "adam").
+    batch_size : int, default=256
+        Rows in a training step. Data with no more rows than that are one batch.
+    solver : {"auto", "muon", "adam"}, default="auto"
+        Optimiser: Muon for the orthogonal layers (:class:`sklip.training.StiefelMuon`), which needs
+        far fewer epochs, or Adam. "auto" is "adam" for data of a single batch, else "muon".
+    learning_rate : float or "auto", default="auto"
+        Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
+        radians, by which an orthogonal layer turns for each step, whatever its width; it turns once in
+        four steps. "auto" is 0.03 there and 2e-3 for "adam".
+    learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
+        Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
+    augmentation : callable or list of callables, default=None
+        Random changes of the training images, ``(images, generator) -> images``, such as
+        :class:`sklip.training.RandomShift`; applied to each batch on the device, in order.
+    early_stopping : bool, default=False
+        Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not
+        improved for `n_iter_no_change` epochs, and to keep the best epoch's weights.
+    validation_fraction : float, default=0.1
+        Share of the rows held out, stratified by class.
+    n_iter_no_change : int, default=10
+        Epochs without improvement before stopping.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes, as in scikit-learn; multiplied into `sample_weight`.
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the weights of the fit before. The network must be the same:
+        changed widths, say, are an error.
+    device : str or torch.device, default="auto"
+        Where to compute; "auto" takes the first CUDA device, else the CPU.
+    dtype : {"auto", "float32", "float64"}, default="auto"
+        Precision of training and prediction; "auto" is float64 for tables of at most 2**20 values and
+        float32 for images and anything larger.
+    callbacks : list of skorch callbacks, default=None
+        Instances or (name, instance) pairs. Copies of them are handed to skorch. On CUDA training is
+        slower with them: they may look into a step, so it can't be replayed as a graph.
+    verbose : int, default=0
+        Whether to print a line an epoch: loss, accuracy, normalized margin; and to show a bar for
+        epochs that take long.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initial weights, the order of the samples and the validation split. An int makes
+        two fits on one machine identical; None draws the seed from NumPy's global generator, as
+        everywhere in scikit-learn. torch's global generators are not touched: fits may run in threads.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
+    lipschitz_bound_ : float
+        Proven L2 Lipschitz constant of the network from X to the logits.
+    certified_network_ : sklip.CertifiedNetwork
+        The network that predicts, in plain layers, with all that is proven of it.
+    history_ : list of dict
+        One row an epoch: train_loss, seconds, and valid_loss, valid_accuracy and
+        valid_normalized_margin with early stopping; train_accuracy and train_normalized_margin if
+        verbose. The normalized margin, over sqrt 2, is the mean radius that a network of constant 1
+        would have, a wrong prediction counting 0; of the network in training nothing is proven.
+    n_iter_ : int
+        Epochs run, over all calls that went on from another.
+    input_shape_ : tuple of int
+        Shape in which the network sees a row.
+    net_ : skorch.NeuralNet
+        The trained skorch net, with its optimiser, callbacks and history.
+    tau_ : float
+        The `tau` of the last fit, which ``predict_proba`` uses.
+    device_ : str
+        Where the networks lie.
+    solver_ : str
+        Optimiser in use.
+    dtype_ : str
+        Precision of the networks.
+    n_features_in_ : int
+        Values in a row of X; C * H * W for images.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if X had string names.
+
+    See Also
+    --------
+    sklip.certificates : The same radius through a Pipeline.
+
+    Notes
+    -----
+    The optimiser's moments are not stored by pickle or copy: ``partial_fit`` on a loaded model
+    starts them anew.
+
+    References
+    ----------
+    Serrurier et al. (2021), Achieving robustness in classification using optimal transport with hinge
+    regularization, arXiv 2006.06520. Béthune et al. (2022), Pay attention to your loss, arXiv
+    2104.05097.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklip import LipschitzClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X_train, X_test, y_train, y_test = train_test_split(X / 16, y, random_state=0)
+    >>> clf = LipschitzClassifier(random_state=0, max_epochs=20).fit(X_train, y_train)
+    >>> clf.score(X_test, y_test) > 0.9
+    True
+    >>> clf.certificates_(X_test[:2]).shape
+    (2,)
+    """
+
+    _parameter_constraints = CONSTRAINTS
+
+    def __init__(
+        self,
+        loss: Any = "tau_cross_entropy",
+        *,
+        tau: float = 3.0,
+        eps: float = 0.0,
+        min_margin: float = 0.2,
+        alpha: float = 50.0,
+        architecture: Any = "auto",
+        input_shape: Any = None,
+        conv_channels: Any = "auto",
+        hidden_layer_sizes: Any = "auto",
+        max_epochs: int | str = "auto",
+        batch_size: int = 256,
+        solver: str = "auto",
+        learning_rate: float | str = "auto",
+        learning_rate_schedule: str = "one_cycle",
+        augmentation: Any = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        class_weight: Any = None,
+        warm_start: bool = False,
+        device: Any = "auto",
+        dtype: str = "auto",
+        callbacks: Any = None,
+        verbose: int = 0,
+        random_state: Any = None,
+    ) -> None:
+        self.loss = loss
+        self.tau = tau
+        self.eps = eps
+        self.min_margin = min_margin
+        self.alpha = alpha
+        self.architecture = architecture
+        self.input_shape = input_shape
+        self.conv_channels = conv_channels
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.solver = solver
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.augmentation = augmentation
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train the network and prove its Lipschitz constant.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W) or (n_samples, C, H, W)
+            Tables or images; NumPy, pandas or torch.
+        y : array-like of shape (n_samples,)
+            Labels: integers, strings or booleans.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, at least 0; a row of weight 2 counts as two rows, one of weight 0 as none.
+
+        Returns
+        -------
+        self : LipschitzClassifier
+
+        Raises
+        ------
+        ValueError
+            For parameters or data out of range, and if training turns non-finite; no model is kept
+            then.
+        """
+        self._validate_params()
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
+        if not goes_on:
+            self._forget()
+        return self._train(X, y, sample_weight, None, goes_on=goes_on, one_pass=False)
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Go on training with one pass over X, at a constant learning rate.
+
+        Parameters set since the last call are taken up (the optimiser then starts anew); what the
+        network is made of must not change.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+        y : array-like of shape (n_samples,)
+            Labels, each one of the classes.
+        classes : array-like of shape (n_classes,), default=None
+            All labels that will ever occur; needed at the first call only.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, at least 0.
+
+        Returns
+        -------
+        self : LipschitzClassifier
+        """
+        self._validate_params()
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight 'balanced' is not supported for partial_fit, which sees a part of the "
+                "labels only; pass a dict of weights or sample_weight."
+            )
+        if self.early_stopping:
+            raise ValueError(
+                "early_stopping=True is not supported for partial_fit, which sees no validation "
+                "data; set it to False."
+            )
+        goes_on = self.__sklearn_is_fitted__()
+        if not goes_on and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        return self._train(X, y, sample_weight, classes, goes_on=goes_on, one_pass=True)
+
+    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the logits.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
+            For two classes one logit, positive for ``classes_[1]``.
+        """
+        rows = self.network_rows(X)
+        logits = self.certified_network_.logits(rows)
+        return logits[:, 0] if logits.shape[1] == 1 else logits
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class of the largest logit of each row.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        """
+        rows = self.network_rows(X)
+        labels: NDArray[Any] = self.classes_[predicted_codes(self.certified_network_.logits(rows))]
+        return labels
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the softmax of `tau_` times the logits (the sigmoid for two classes).
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        rows = self.network_rows(X)
+        scaled = self.tau_ * torch.from_numpy(self.certified_network_.logits(rows))
+        if scaled.shape[1] == 1:
+            probabilities = torch.sigmoid(torch.cat((-scaled, scaled), dim=1))
+        else:
+            probabilities = torch.softmax(scaled, dim=1)
+        return probabilities.numpy()
+
+    def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
+        r"""Return for each row a radius inside which the predicted class can't change.
+
+        Neither the class that ``predict`` computes for any representable x' in the ball, nor that of
+        the exact function of the stored weights: the rounding errors of ``predict`` at x and at x' are
+        charged.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        radii : ndarray of shape (n_samples,)
+            L2, in the units of X; 0 where nothing can be said.
+
+        Raises
+        ------
+        RuntimeError
+            If layers or weights of `certified_network_` were changed after ``fit``.
+
+        See Also
+        --------
+        predict_with_radii : The labels as well, for the same time.
+        sklip.certified.certified_radii : The formula.
+        rounding_loss : What the charge for rounding costs.
+        """
+        return self.predict_with_radii(X)[1]
+
+    def predict_with_radii(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Return the labels of :meth:`predict` and the radii of :meth:`certificates_`, in one pass.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        radii : ndarray of shape (n_samples,)
+            L2, in the units of X; 0 where nothing can be said.
+        """
+        network = proven_network(self)
+        codes, radii = network.predict_with_radii(self.network_rows(X))
+        return self.classes_[codes], radii
+
+    def rounding_loss(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the share of each radius that the charge for rounding takes away.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        losses : ndarray of shape (n_samples,)
+            Between 0 and 1; 0 where the radius is 0 with or without the charge.
+        """
+        network = proven_network(self)
+        return network.rounding_loss(self.network_rows(X))
+
+    def certified_score(
+        self, X: ArrayLike, y: ArrayLike, eps: float, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the share of rows predicted right with a radius above `eps`.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+        y : array-like of shape (n_samples,)
+            True labels.
+        eps : float
+            Perturbation budget: L2, in the units of X, at least 0.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+
+        Returns
+        -------
+        score : float
+        """
+        labels, radii = self.predict_with_radii(X)
+        return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
+
+    def _read_targets(
+        self,
+        y: NDArray[Any],
+        weight: NDArray[np.float64] | None,
+        classes: ArrayLike | None,
+        *,
+        goes_on: bool,
+    ) -> tuple[NDArray[Any], NDArray[np.float64] | None, NDArray[Any] | None]:
+        check_classification_targets(y)
+        known = np.unique(y if classes is None else np.asarray(classes))
+        labels = self.classes_ if goes_on else known
+        codes = encode_labels(y, labels, classes if goes_on else None)
+        if self.class_weight is not None:
+            per_class = compute_class_weight(
+                self.class_weight, classes=labels, y=y, sample_weight=weight
+            )
+            weight = per_class[codes] if weight is None else weight * per_class[codes]
+        counted = codes if weight is None else codes[weight > 0]
+        present = labels if goes_on or classes is not None else np.unique(counted)
+        if len(present) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs samples of at least 2 classes in the data, but the "
+                f"data contains only one class: {labels[counted[0]]!r}"
+            )
+        return codes, weight, labels
+
+    def _n_outputs(self, classes: NDArray[Any] | None) -> int:
+        """One logit for two classes."""
+        assert classes is not None
+        return 1 if len(classes) == 2 else len(classes)
+
+    def _criterion(self, classes: NDArray[Any] | None) -> nn.Module:
+        return make_loss(
+            self.loss,
+            binary=self._n_outputs(classes) == 1,
+            tau=self.tau,
+            eps=self.eps,
+            min_margin=self.min_margin,
+            alpha=self.alpha,
+        )
+
+    def _keep(self, data: TrainingData) -> None:
+        assert data.classes is not None
+        self.classes_: NDArray[Any] = data.classes
+        self.tau_ = float(self.tau)

@@ -1,0 +1,6 @@
+"""What is proven of fitted scikit-learn transformers, and of rows on their way through them."""
+
+from sklip.preprocessing.rules import register_transformer
+from sklip.preprocessing.steps import transformer_bound
+
+__all__ = ["register_transformer", "transformer_bound"]

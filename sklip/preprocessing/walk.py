@@ -1,0 +1,232 @@
+r"""Rows on their way through the steps of a Pipeline: what comes out, and how far rounding moved it.
+
+x is the caller's row, x' one at distance r of it. The steps' values at x are computed, so their lengths
+are known; those at x' are bounded with the help of r. Three distances are carried along, each affine in
+r: between exact steps at x and at x', the gains' bound times r; between computed and exact steps at x,
+which does not depend on r; and the same at x'. See :mod:`sklip.certified.maps` for the recurrence.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
+from sklearn.utils.extmath import row_norms
+
+from sklip.certified.arithmetic import Affine, Arithmetic
+from sklip.certified.maps import MapBound
+from sklip.certified.radii import row_lengths_upper
+from sklip.preprocessing.gains import Gains
+from sklip.preprocessing.steps import described_step, is_weighted
+
+__all__ = ["Distances", "fixed_mask", "walk"]
+
+Distances = NDArray[np.float64] | float
+
+
+def fixed_mask(
+    fixed_columns: Iterable[str | int], names: NDArray[Any] | None, n_columns: int
+) -> NDArray[np.bool_]:
+    """Return which columns are held fixed.
+
+    Parameters
+    ----------
+    fixed_columns : iterable of str or int
+        Names, or positions at ``fit``.
+    names : ndarray of shape (n_columns,), or None
+        Names of the columns, where they have any.
+    n_columns : int
+
+    Returns
+    -------
+    fixed : ndarray of shape (n_columns,), bool
+
+    Raises
+    ------
+    ValueError
+        For what names no column, and if no column is left to change.
+    """
+    fixed = np.zeros(n_columns, dtype=bool)
+    if isinstance(fixed_columns, str | bytes) or not isinstance(fixed_columns, Iterable):
+        raise ValueError(f"fixed_columns must be an iterable of columns, got {fixed_columns!r}.")
+    known = {} if names is None else {name: position for position, name in enumerate(names)}
+    for column in fixed_columns:
+        position = known.get(column) if isinstance(column, str) else column
+        if isinstance(position, bool) or not isinstance(position, int | np.integer):
+            raise ValueError(
+                "fixed_columns must be names of columns seen at fit, or positions, got "
+                f"{column!r}; the names are {list(known)}."
+            )
+        if not 0 <= position < n_columns:
+            raise ValueError(
+                f"fixed_columns must be positions of at least 0 and below {n_columns}, got {column!r}."
+            )
+        fixed[position] = True
+    if fixed.all():
+        raise ValueError("fixed_columns must leave at least one column that can change.")
+    return fixed
+
+
+def walk(
+    steps: Sequence[Any], X: Any, names: NDArray[Any] | None, fixed: NDArray[np.bool_]
+) -> tuple[Any, Gains, Affine, Distances]:
+    """Take rows through fitted steps, with what is proven of the way.
+
+    Parameters
+    ----------
+    steps : sequence of fitted transformers
+        None of them a Pipeline.
+    X : array-like, sparse matrix or DataFrame
+        What the first step takes.
+    names : ndarray of shape (n_columns,), or None
+        Names of the columns seen at ``fit``, if any.
+    fixed : ndarray of shape (n_columns,)
+        Which columns can't change.
+
+    Returns
+    -------
+    values : array-like
+        What the steps make of X.
+    gains : Gains
+        How far a change of X comes, the steps being exact.
+    drift : Affine
+        How far rounding may have moved the values at x and at x' together, by the distance of x'.
+    longest : ndarray of shape (n_samples,), or float
+        Distance of x' up to which no step can overflow; 0 for rows that lack values.
+
+    Raises
+    ------
+    TypeError
+        For a step without a proven bound, before any work is done.
+    """
+    gains, known = Gains.at_start(len(fixed), fixed), []
+    for transformer in steps:
+        bound, after = described_step(transformer, gains)
+        known.append((bound, gains))
+        gains = after
+    _check_columns(steps, X, names)
+    # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
+    # the caller's X.
+    in_place = fixed.any() or not all(getattr(transformer, "copy", True) for transformer in steps)
+    values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
+    longest: Distances = math.inf
+    for transformer, (bound, before) in zip(steps, known, strict=True):
+        rows = _numbers(values, names, bound, before)
+        names = None  # of the caller's columns
+        missing = np.isnan(rows)
+        longest = np.where(missing.any(axis=1), 0.0, longest)
+        lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
+        if is_weighted(transformer) and not _all_floating(values):
+            raise TypeError(
+                f"{type(transformer).__name__} with transformer_weights may overflow on integers; "
+                "convert X to floating point."
+            )
+        values = transformer.transform(values)
+        coarse = coarse or _has_float32(values)
+    # Each step may compute in the coarsest precision that occurs.
+    arithmetic = Arithmetic("float32" if coarse else "float64")
+    error_at_x, error_at_neighbour = Affine(), Affine()
+    for (bound, before), length in zip(known, lengths, strict=True):
+        own = bound.error_in(arithmetic)
+        reached = Affine(length) + error_at_x + error_at_neighbour + Affine(0.0, before.bound)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = (_longest_row(own, arithmetic) - reached.offset) / reached.slope
+        longest = np.minimum(longest, np.where(np.isnan(room), 0.0, room))
+        error_at_neighbour = bound.carry(error_at_neighbour, reached, own)
+        error_at_x = bound.carry(error_at_x, Affine(length), own)
+    return values, gains, (error_at_x + error_at_neighbour).rounded_up(), longest
+
+
+def _longest_row(own: Affine, arithmetic: Arithmetic) -> float:
+    """Length up to which no row can overflow in a step, as in `sklip.certified.maps.longest_input`."""
+    room = math.sqrt(arithmetic.largest) / 8
+    if own.slope == 0:
+        return room
+    return float(min(room, (arithmetic.unit * room - own.offset) / own.slope))
+
+
+def _numbers(
+    values: Any, names: NDArray[Any] | None, bound: MapBound, gains: Gains
+) -> NDArray[np.float64]:
+    """Return the columns that a step reads; 0 for what is held fixed and no number."""
+    if hasattr(values, "tocsr"):
+        if not getattr(values, "has_canonical_format", True):
+            raise ValueError(
+                "sparse X must hold each entry once to be certified; pass a CSR matrix after "
+                "X.sum_duplicates()."
+            )
+        # Of sparse rows the length is all that matters.
+        return np.asarray(row_norms(values.astype(np.float64)))[:, None]
+    reads = bound.reads
+    if hasattr(values, "columns") and names is not None:
+        # By name, as scikit-learn's ColumnTransformer takes them: the order may be another.
+        reads = np.arange(len(names)) if reads is None else reads
+        missing = [name for name in names[reads] if name not in values.columns]
+        if missing:
+            raise ValueError(f"columns are missing: {missing}; X must have those seen at fit.")
+        columns = [values[name] for name in names[reads]]
+    else:
+        rows = np.asarray(values)
+        reads = np.arange(rows.shape[1]) if reads is None else reads
+        columns = list(rows.T[reads])
+    moves = np.ones(len(reads), dtype=bool) if gains.factors is None else gains.factors[reads] > 0
+    numbers = np.zeros((len(values), len(reads)))
+    for position, (column, moving) in enumerate(zip(columns, moves, strict=True)):
+        try:
+            numbers[:, position] = np.asarray(column, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            if moving:
+                raise TypeError(
+                    f"column {reads[position]} of X must hold floating-point numbers to be certified, "
+                    f"got {column.dtype}; convert it, or name it in fixed_columns."
+                ) from error
+        if not moving:
+            # What is missing stays missing.
+            np.nan_to_num(numbers[:, position], copy=False, nan=0.0)
+    return numbers
+
+
+def _check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:
+    """Only a ColumnTransformer goes by names: elsewhere another order is another row."""
+    if names is None or not hasattr(X, "columns"):
+        return
+    columns = list(X.columns)
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"columns of X must have different names, got {columns}.")
+    by_name = steps and type(steps[0]) is ColumnTransformer
+    if not by_name and columns != list(names):
+        raise ValueError(
+            f"columns of X must be those seen at fit in the same order, {list(names)}, got {columns}."
+        )
+
+
+def _dtypes(values: Any) -> set[str]:
+    """Names of the types that occur, and those of NumPy's floats inside objects."""
+    if hasattr(values, "columns"):
+        objects = [values[name] for name in values.columns if values[name].dtype == object]
+        found = {str(dtype).lower() for dtype in values.dtypes}
+    else:
+        array = values if hasattr(values, "tocsr") else np.asarray(values)
+        objects, found = [array] if array.dtype == object else [], {str(array.dtype)}
+    if isinstance(values, list | tuple):
+        # Converted to the widest; scikit-learn may convert them apart.
+        objects.append(np.asarray(values, dtype=object))
+    inside = (value for column in objects for value in np.asarray(column, dtype=object).flat)
+    return found | {value.dtype.name for value in inside if isinstance(value, np.floating)}
+
+
+def _has_float32(values: Any) -> bool:
+    """Whether any value is of single precision; half precision is refused."""
+    found = " ".join(_dtypes(values))
+    if "float16" in found:
+        raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
+    return "float32" in found
+
+
+def _all_floating(values: Any) -> bool:
+    return all("float" in name for name in _dtypes(values))

@@ -1,0 +1,162 @@
+r"""A training step as CUDA graphs: recorded once, and replayed without Python's share of the work.
+
+A step of a small network is some hundreds of kernels of a few microseconds each, and to launch them
+from Python takes longer than to run them. A graph launches them all at once. It reads and writes fixed
+places in memory, so a batch is copied to where the recorded one lay, and whatever changes from step to
+step (rates, the age of Adam's means) has to be a tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sklip.training.muon import StiefelMuon
+
+__all__ = ["CudaRecorder", "GraphedStep", "Recorder"]
+
+# Two turns' worth: in the first steps libraries choose their kernels and the optimiser makes its state.
+_WARM_UP_STEPS = 8
+
+Outputs = tuple[Tensor, ...]
+
+# To begin recording waits for the device, which another thread's recording does not allow.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Recorder(Protocol):
+    """How functions are recorded."""
+
+    def warm_up(self, function: Callable[[], Outputs]) -> Outputs:
+        """Run a function in the way in which it will be recorded."""
+
+    def record(self, function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """Return what replays a function, and the outputs that each replay writes; run nothing."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs.
+
+    Parameters
+    ----------
+    device : str
+        The CUDA device that the functions compute on.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = torch.device(device)
+        self._stream = _side_stream(self._device)
+
+    def warm_up(self, function: Callable[[], Outputs]) -> Outputs:
+        """Run a function on a stream beside the default one, as recording will."""
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                outputs = function()
+            current.wait_stream(self._stream)
+        return outputs
+
+    def record(self, function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """Return what replays the function's kernels, and the outputs that each replay writes."""
+        # The outer stream is what a failure returns from: torch.cuda.graph would not return itself.
+        with _ONE_AT_A_TIME, torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            graph = torch.cuda.CUDAGraph()
+            # Of this thread alone: another one may be fetching the next batch.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = function()
+        return graph.replay, outputs
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all fits: libraries keep memory for each stream that they have worked on."""
+    return torch.cuda.Stream(device)
+
+
+class GraphedStep:
+    """A training step that is recorded after a few steps, and replayed from then on.
+
+    It computes what the steps themselves would. A batch of another shape than the first, such as the
+    last of an epoch, takes a plain step. So do all if recording fails, because a loss or a layer
+    reads values back from the device, say; a warning tells why.
+
+    Parameters
+    ----------
+    gradients : callable
+        Function ``(X, y, sample_weight or None) -> (loss, logits)`` that computes the gradients.
+    optimizer : StiefelMuon
+        Its rates have to be tensors on the device.
+    recorder : Recorder
+    """
+
+    def __init__(
+        self,
+        gradients: Callable[[Tensor, Tensor, Tensor | None], Outputs],
+        optimizer: StiefelMuon,
+        recorder: Recorder,
+    ) -> None:
+        self._gradients = gradients
+        self._optimizer = optimizer
+        self._recorder: Recorder | None = recorder
+        self._waiting = _WARM_UP_STEPS
+        self._shape: torch.Size | None = None
+        self._inputs: list[Tensor | None] = []
+        self._outputs: Outputs = ()
+
+    def __call__(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> Outputs:
+        """Take a step; the outputs hold until the next one."""
+        batch = (X, y, sample_weight)
+        self._shape = self._shape or X.shape
+        if self._recorder is None or X.shape != self._shape:
+            return self._plain_step(*batch)
+        if self._waiting:
+            self._waiting -= 1
+            return self._recorder.warm_up(lambda: self._plain_step(*batch))
+        if not self._outputs:
+            try:
+                self._record(self._recorder, batch)
+            except RuntimeError as error:
+                self._recorder = None
+                while isinstance(error.__context__, RuntimeError):  # where it began
+                    error = error.__context__
+                warnings.warn(
+                    f"Training runs without CUDA graphs, several times slower: {error}", stacklevel=2
+                )
+                return self._plain_step(*batch)
+        for place, value in zip(self._inputs, batch, strict=True):
+            if place is not None and value is not None:
+                place.copy_(value)
+        self._replay_step()
+        if self._optimizer.count():
+            self._replay_turn()
+        return self._outputs
+
+    def _plain_step(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> Outputs:
+        outputs = self._gradients(X, y, sample_weight)
+        self._optimizer.step()
+        return outputs
+
+    def _record(self, recorder: Recorder, batch: tuple[Tensor, Tensor, Tensor | None]) -> None:
+        X, y = batch[0].clone(), batch[1].clone()
+        sample_weight = None if batch[2] is None else batch[2].clone()
+
+        def step() -> Outputs:
+            outputs = self._gradients(X, y, sample_weight)
+            self._optimizer.gather()
+            return outputs
+
+        def turn() -> Outputs:
+            self._optimizer.turn(self._optimizer.every)
+            return ()
+
+        replay_turn, _ = recorder.record(turn)
+        replay_step, outputs = recorder.record(step)
+        self._replay_turn, self._replay_step = replay_turn, replay_step
+        self._inputs, self._outputs = [X, y, sample_weight], outputs

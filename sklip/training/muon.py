@@ -1,0 +1,267 @@
+r"""The optimiser of the constrained matrices: momentum, orthogonalised.
+
+Note [Orthogonalised steps]
+---------------------------
+A constrained matrix W has all singular values 1, and an Adam step moves its directions by very
+different amounts: those along which gradients are small hardly turn at all, yet a certificate needs
+every one of them. So the momentum is replaced by the orthogonal matrix next to it, as Muon does, and
+all its directions turn by nearly the same small angle, whatever its size: the learning rate, for each
+step.
+
+The orthogonal matrix next to M is :math:`(M M^T)^{-1/2} M`. Its first factor comes from a few
+iterations of a polynomial on the Gram matrix, whose first coefficient lifts small singular
+values fast and which leaves them between 0.7 and 1.2: enough for a direction.
+
+Note [Five products]
+--------------------
+For a wide layer only the products with as many terms as W has columns cost anything. Let V be the
+momentum, looked ahead, :math:`A = V W^T`, S its symmetric part and :math:`K = W W^T`, which is I up to
+rounding. With the tangent part of V, :math:`U = V - S W`,
+
+.. math:: U U^T = V V^T - A S - S A^T + S K S, \qquad W U^T = A^T - K S .
+
+So the orthogonalising factor T, the matrix :math:`W' W'^T` after the step :math:`W' = W - \eta T U`,
+and from it the factor C that brings W' back to the constraint, all come from matrices as small as W
+has rows. The result :math:`C W' = (C + \eta C T S) W - \eta C T V` takes two more products: five, where
+projecting, orthogonalising and retracting one after another would take six. To save another one and
+take K for I is unstable: where V is mostly normal, S W then takes away another normal part than V has,
+and the error grows from step to step.
+
+Note [Few turns]
+----------------
+An orthogonalised step gains more the less noise its gradient has, and it costs nearly as much as the
+whole rest of a training step. So the gradients of four steps are summed, as if their batches were one,
+and the matrices turn once, by four times the angle. On MNIST (4 epochs of 50,000 images, accuracy and
+mean radius of 10,000 others): 0.9895 and 1.36 with a turn at each step, 0.9883 and 1.365 at every
+second, 0.9877 to 0.9889 and 1.352 to 1.359 at every fourth, 0.9833 and 1.285 at every eighth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklip.layers import OrthogonalLayer
+from sklip.layers.checks import check_positive_int
+from sklip.layers.matmul import times, times_transposed
+from sklip.layers.orthogonal import retraction_factor
+
+__all__ = ["StiefelMuon"]
+
+# Quintic of Jordan et al. (2024): made for a steep start, it lifts small singular values fast.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_ITERATIONS = 4
+# Share of the rate in Adam's part: biases are in the units of X, constrained matrices move by angles.
+_FREE_RATE = 0.1
+
+
+class StiefelMuon(torch.optim.Optimizer):
+    r"""Muon on the Stiefel manifold for constrained matrices, Adam for all other parameters.
+
+    A constrained matrix turns once in `every` steps, by their summed gradients. A turn moves each of
+    its directions by an angle of about ``every * lr``, so one rate suits all widths. The matrix has to
+    be orthogonal at the start and is so after every turn.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Module whose parameters to train; those of :class:`sklip.layers.OrthogonalLayer` are the
+        constrained ones.
+    lr : float, default=0.03
+        Angle, in radians, by which a constrained matrix turns for each step; a tenth of it is Adam's
+        rate.
+    momentum : float, default=0.9
+        Nesterov momentum of the constrained matrices; what is left of it after a step.
+    betas : (float, float), default=(0.9, 0.99)
+        Adam's decay rates.
+    every : int, default=4
+        Steps from one turn to the next.
+
+    References
+    ----------
+    Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks. Bernstein (2025),
+    Modular manifolds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip.layers import SpectralLinear
+    >>> from sklip.training import StiefelMuon
+    >>> layer = SpectralLinear(4, 2)
+    >>> before = layer.weight.detach().clone()
+    >>> optimizer = StiefelMuon(layer, lr=0.1)
+    >>> layer(torch.eye(4)).square().sum(0)[0].backward()
+    >>> optimizer.step()
+    >>> optimizer.finish()  # the first of four steps, and the last
+    >>> bool(torch.linalg.matrix_norm(layer.weight - before, ord=2) < 0.13)
+    True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 0.03,
+        momentum: float = 0.9,
+        betas: tuple[float, float] = (0.9, 0.99),
+        every: int = 4,
+    ) -> None:
+        check_positive_int("every", every)
+        constrained = [
+            parameter
+            for layer in module.modules()
+            if isinstance(layer, OrthogonalLayer)
+            for parameter in layer.orthogonal_parameters()
+        ]
+        known = {id(parameter) for parameter in constrained}
+        free = [parameter for parameter in module.parameters() if id(parameter) not in known]
+        groups: list[dict[str, Any]] = [
+            {"params": constrained, "constrained": True, "share": 1.0, "lr": lr},
+            {"params": free, "constrained": False, "share": _FREE_RATE, "lr": _FREE_RATE * lr},
+        ]
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every, "gathered": 0}
+        super().__init__([group for group in groups if group["params"]], defaults)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the free parameters, and where a turn is due the constrained ones.
+
+        Parameters
+        ----------
+        closure : callable, default=None
+            Function that computes the gradients anew and returns the loss.
+
+        Returns
+        -------
+        loss : object
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.gather()
+        if self.count():
+            self.turn(self.every)
+        return loss
+
+    @property
+    def every(self) -> int:
+        """Steps from one turn to the next."""
+        return int(self.param_groups[0]["every"])
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Move the free parameters, and add the gradients of the constrained ones to their sums.
+
+        What a step computes; with :meth:`count` and :meth:`turn` it is a step, but for the hooks of
+        :meth:`step`.
+        """
+        for group in self.param_groups:
+            update = _gather_ if group["constrained"] else _adam_
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update(parameter, parameter.grad, self.state[parameter], group)
+
+    def count(self) -> bool:
+        """Count a step, and tell whether a turn is due."""
+        group = self.param_groups[0]
+        group["gathered"] = (group["gathered"] + 1) % self.every
+        return not group["gathered"]
+
+    @torch.no_grad()
+    def turn(self, n_steps: int) -> None:
+        """Turn the constrained matrices by what was gathered in the last `n_steps` steps."""
+        for group in self.param_groups:
+            if group["constrained"]:
+                for parameter in group["params"]:
+                    # One that was frozen since has momentum, but is not to move.
+                    if parameter in self.state and parameter.requires_grad:
+                        _turn_(parameter, self.state[parameter], group, n_steps)
+
+    def finish(self) -> None:
+        """Turn by what was gathered since the last turn, if anything.
+
+        To be called where training ends or pauses, so that no step is lost or left for later.
+        """
+        group = self.param_groups[0]
+        if group["gathered"]:
+            self.turn(group["gathered"])
+            group["gathered"] = 0
+
+
+def _gather_(_: Tensor, gradient: Tensor, state: dict[str, Any], __: dict[str, Any]) -> None:
+    """Add the gradient to those since the last turn."""
+    if not state:
+        state["momentum"], state["sum"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    state["sum"].add_(gradient)
+
+
+def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], n_steps: int) -> None:
+    """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
+    left, rate = group["momentum"] ** n_steps, group["lr"] * n_steps
+    gradient, momentum = state["sum"], state["momentum"]
+    momentum.mul_(left).add_(gradient)
+    ahead = gradient.add_(momentum, alpha=left)
+    # Only its direction counts, and its square must not overflow.
+    size = torch.linalg.vector_norm(ahead, torch.inf, (-2, -1), keepdim=True)
+    ahead /= size.clamp(min=torch.finfo(size.dtype).tiny)
+    wide = parameter.shape[-2] <= parameter.shape[-1]
+    W, V = (parameter, ahead) if wide else (parameter.mT, ahead.mT)
+
+    inner, product, gram = times_transposed(V, W), times_transposed(W, W), times_transposed(V, V)
+    normal = (inner + inner.mT) / 2
+    normal_inner = normal @ product
+    mixed = (inner - normal_inner / 2) @ normal
+    # Rounding could leave negative eigenvalues where the normal part is most of V.
+    tangent = _lifted(gram - mixed - mixed.mT, gram)
+    root = _inverse_root(tangent)
+    turned = root @ (inner - normal_inner)
+    # Not the square of the rate, which may overflow as a number of Python.
+    moved = product - rate * (turned + turned.mT - rate * (root @ tangent @ root))
+    factor = retraction_factor(moved)
+    step = rate * (factor @ root)
+    result = times(factor + step @ normal, W).sub_(times(step, V))
+    parameter.copy_(result if wide else result.mT)
+    gradient.zero_()
+
+
+def _lifted(matrix: Tensor, scale: Tensor) -> Tensor:
+    """Add to the diagonal of a symmetric matrix what rounding at the size of `scale` may have taken."""
+    lift = 8 * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(scale, keepdim=True)
+    # The matrix of a gradient of zero must stay invertible, and its norm above zero.
+    lift = lift.clamp(min=torch.finfo(matrix.dtype).eps ** 2)
+    matrix.diagonal(dim1=-2, dim2=-1).add_(lift.squeeze(-1))
+    return matrix
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """Factor F for which F M has singular values near 1, from M M^T."""
+    # The Frobenius norm bounds the largest eigenvalue, so the iteration starts within [0, 1].
+    size = torch.linalg.matrix_norm(gram, keepdim=True)
+    gram = gram / size
+    total: Tensor | None = None
+    for remaining in reversed(range(_ITERATIONS)):
+        factor = _B * gram + _C * (gram @ gram)
+        factor.diagonal(dim1=-2, dim2=-1).add_(_A)
+        total = factor if total is None else factor @ total
+        if remaining:
+            gram = factor @ gram @ factor
+    assert total is not None
+    root: Tensor = total * size.rsqrt()
+    return root
+
+
+def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Take a step of Adam."""
+    if not state:
+        state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        # A tensor, so that a step that was recorded counts when it is replayed.
+        state["age"] = parameter.new_zeros((), dtype=torch.float32)
+    age = state["age"].add_(1)
+    beta1, beta2 = group["betas"]
+    # Both means start at zero, so they are too small at first, by a known factor.
+    mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**age)
+    square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**age)
+    parameter.sub_(group["lr"] * mean / square.sqrt_().add_(1e-8))

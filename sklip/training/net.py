@@ -1,0 +1,346 @@
+r"""The skorch net: the hot loop.
+
+Batches in, a trained module out. Nothing here knows scikit-learn's validation. Inside an epoch nothing
+asks the device for a value; sums are kept there and read once, at the epoch's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sklip.layers import keep_orthogonal
+from sklip.losses.reductions import normalized_margins
+from sklip.training.callbacks import EpochReport, StopEarly
+from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
+from sklip.training.data import Batch, Samples
+from sklip.training.muon import StiefelMuon
+from sklip.training.seeding import seeded
+
+__all__ = ["LipschitzNet", "keep_freed_memory"]
+
+# Rows a forward pass without gradients takes at once: bounds memory whatever n is.
+INFERENCE_ROWS = 2048
+# Recording takes about as long as some tens of steps.
+_FEWEST_STEPS = 50
+# Just below the size from which glibc maps every block anew.
+_LARGEST_KEPT_BLOCK = 2**25 - 2**16
+
+
+class LipschitzNet(NeuralNet):  # type: ignore[misc]
+    """skorch net that keeps constrained layers orthogonal and moves whole tensors.
+
+    Parameters
+    ----------
+    module, criterion, **kwargs
+        As for skorch's NeuralNet. The criterion takes (logits, target, sample_weight).
+    solver : {"muon", "adam"}
+        Optimiser: orthogonalised momentum, or Adam with projected gradients and retraction.
+    schedule : {"one_cycle", "constant"}
+        Course of the learning rate over a call of ``partial_fit``.
+    augmentation : sequence of callables
+        Changes ``(images, generator) -> images`` of each training batch, in order.
+    shuffle_seed : int
+        Seed of the order of the samples, and of the augmentation.
+    draws : seeded
+        Where a forward pass or loss that draws random numbers, as dropout does, has them from.
+    report : bool
+        Whether to print a line an epoch, and to record the training accuracy for it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        criterion: nn.Module,
+        *,
+        solver: str = "muon",
+        schedule: str = "one_cycle",
+        augmentation: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (),
+        shuffle_seed: int = 0,
+        draws: seeded | None = None,
+        report: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.solver = solver
+        self.schedule = schedule
+        self.augmentation = augmentation
+        self.shuffle_seed = shuffle_seed
+        self.draws = seeded(shuffle_seed) if draws is None else draws
+        self.report = report
+        super().__init__(module, criterion, **kwargs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [("report", EpochReport())] if self.report else []
+
+    def initialize_module(self) -> LipschitzNet:
+        """Take the module as it is, and start the order of the samples anew."""
+        super().initialize_module()
+        self._generator = torch.Generator().manual_seed(self.shuffle_seed)
+        return self
+
+    def initialize_optimizer(self, *_: Any, **__: Any) -> LipschitzNet:
+        """Make the optimiser, which keeps the constrained layers orthogonal."""
+        optimizer: torch.optim.Optimizer
+        if self.solver == "muon":
+            optimizer = StiefelMuon(self.module_, lr=self.lr)
+        else:
+            optimizer = torch.optim.Adam(self.module_.parameters(), lr=self.lr, fused=True)
+            keep_orthogonal(optimizer, self.module_)
+        self.optimizer_ = optimizer
+        return self
+
+    def train(self, data: Samples, validation: Samples | None, epochs: int) -> LipschitzNet:
+        """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
+        self.planned_epochs = len(self.history) + epochs
+        self._validation = validation
+        n_steps = epochs * -(-len(data) // self.batch_size)
+        recorder, optimizer = self._make_recorder(n_steps), self.optimizer_
+        self._take_step = self._plain_step
+        if recorder is not None and isinstance(optimizer, StiefelMuon):
+            self._take_step = GraphedStep(self._gradients, optimizer, recorder)
+        self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
+        self._stopped_by_callback = False
+        self._may_draw = self._draws_numbers()
+        keep_freed_memory()
+        before = copy.deepcopy(self.module_.state_dict())
+        self.notify("on_train_begin", X=data, y=None)
+        try:
+            self.fit_loop(data, epochs=epochs)
+        except Exception:
+            # A model that was being trained further stays as it was.
+            self.module_.load_state_dict(before)
+            self.initialize_optimizer()
+            raise
+        except KeyboardInterrupt:
+            # skorch's callbacks end training by this exception, and so does a user at the keyboard.
+            self._finish_turn()
+            if not self._stopped_by_callback:
+                warnings.warn(
+                    "Training interrupted by user; the model is the one reached so far.",
+                    stacklevel=4,
+                )
+        finally:
+            del self._validation, self._step_schedule, self._take_step
+            # A fitted model is to hold no more than its weights and the optimiser's state.
+            self.optimizer_.zero_grad(set_to_none=True)
+        self.notify("on_train_end", X=data, y=None)
+        return self
+
+    def epoch_rows(self) -> list[dict[str, Any]]:
+        """Return what was recorded of each epoch."""
+        return [
+            {name: value for name, value in row.items() if name != "batches"} for row in self.history
+        ]
+
+    def restore_history(self, rows: list[dict[str, Any]]) -> None:
+        """Take up the history of a stored net."""
+        for row in rows:
+            self.history.new_epoch()
+            for name, value in row.items():
+                self.history.record(name, value)
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Call the callbacks, and remember if one of them ended training."""
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt:
+            self._stopped_by_callback = True
+            raise
+
+    def _draws_numbers(self) -> bool:
+        """Whether the forward pass or the loss may draw random numbers, as dropout does."""
+        parts = (*self.module_.modules(), *self.criterion_.modules())
+        homes = [type(part).__module__ for part in parts]
+        return any(
+            home == "torch.nn.modules.dropout" or not home.startswith(("sklip.", "torch.nn."))
+            for home in homes
+        )
+
+    def _make_recorder(self, n_steps: int) -> Recorder | None:
+        """CUDA graphs, where they pay and Python has nothing to say in a step."""
+        watched = any(
+            not isinstance(callback, EpochReport | StopEarly) for _, callback in self.callbacks_
+        )
+        # A loss of somebody else may count its calls, say, which a replay would not do.
+        known = all(
+            type(part).__module__.startswith("sklip.losses.") for part in self.criterion_.modules()
+        )
+        on_cuda = torch.device(self.device).type == "cuda"
+        # Adam's momentum follows the schedule, and a graph could not see that.
+        unfit = watched or not known or self._draws_numbers()
+        if unfit or not on_cuda or self.solver != "muon" or n_steps < _FEWEST_STEPS:
+            return None
+        return CudaRecorder(self.device)
+
+    def _make_schedule(self, n_steps: int, as_tensors: bool) -> Callable[[], None]:
+        rates = [self.lr * group.get("share", 1.0) for group in self.optimizer_.param_groups]
+        for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+            group["lr"] = torch.full((), rate, device=self.device) if as_tensors else rate
+        if self.schedule == "constant" or n_steps < 2:
+            return _no_step
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer_, max_lr=rates, total_steps=n_steps, cycle_momentum=self.solver == "adam"
+        )
+        steps = iter(range(n_steps - 1))  # the first rate is set by the constructor
+
+        def step() -> None:
+            if next(steps, None) is not None:
+                cycle.step()
+
+        return step
+
+    def get_split_datasets(
+        self, X: Samples, y: None = None, **fit_params: Any
+    ) -> tuple[Samples, Samples | None]:
+        """Return the data and the validation data given to `train`."""
+        return X, self._validation
+
+    def get_iterator(self, dataset: Samples, training: bool = False) -> _Epoch:
+        """Return an object whose iterator yields one epoch's batches."""
+        batch_size = self.batch_size if training else INFERENCE_ROWS
+        return _Epoch(dataset, batch_size, self._generator if training else None)
+
+    def infer(self, x: Tensor, **fit_params: Any) -> Tensor:
+        """Return the logits of a batch that lies on the device already."""
+        logits: Tensor = self.module_(x, **fit_params)
+        return logits
+
+    def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
+        """Gradients and a step of the optimiser."""
+        self.module_.train()
+        X, y = batch
+        for change in self.augmentation:
+            X = change(X, self._generator)
+        loss, logits = self._take_step(X, y, batch.sample_weight)
+        self._step_schedule()
+        return {"loss": loss, "y_pred": logits}
+
+    def _gradients(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
+        self.optimizer_.zero_grad(set_to_none=True)
+        with self.draws if self._may_draw else contextlib.nullcontext():
+            logits = self.infer(X)
+            loss = self.criterion_(logits, y, sample_weight)
+        loss.backward()
+        return loss.detach(), logits.detach()
+
+    def _plain_step(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = self._gradients(X, y, sample_weight)
+        self.notify(
+            "on_grad_computed",
+            named_parameters=self.module_.named_parameters(),
+            batch=Batch.of(X, y, sample_weight),
+            training=True,
+        )
+        self.optimizer_.step()
+        return outputs
+
+    def _finish_turn(self) -> None:
+        """Use what the last steps gathered: it must not wait for a next epoch that may never come."""
+        if isinstance(self.optimizer_, StiefelMuon):
+            self.optimizer_.finish()
+
+    def validation_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
+        """Logits and loss without gradients."""
+        self.module_.eval()
+        X, y = batch
+        with torch.no_grad():
+            logits = self.infer(X, **fit_params)
+            loss = self.criterion_(logits, y, batch.sample_weight)
+        return {"loss": loss, "y_pred": logits}
+
+    def run_single_epoch(
+        self,
+        iterator: _Epoch | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[..., dict[str, Tensor]],
+        **fit_params: Any,
+    ) -> None:
+        """One pass over the data; the epoch's means are read from the device at its end."""
+        if iterator is None:
+            return
+        start = time.perf_counter()
+        with_metrics = self.report or not training
+        sums: Tensor | None = None
+        for batch in tqdm(
+            iterator, desc=prefix, leave=False, delay=2.0, disable=None if self.report else True
+        ):
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            self.history.record_batch(prefix + "_batch_size", len(batch[0]))
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+            part = _batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
+            sums = part if sums is None else sums + part
+        if training:
+            self._finish_turn()
+        assert sums is not None, "validated data has at least one row"
+        total, *means = sums.tolist()
+        means = [mean / total for mean in means]
+        if not math.isfinite(means[0]):
+            raise ValueError(
+                f"Training produced a non-finite loss in epoch {len(self.history)} with "
+                f"learning_rate={self.lr!r}. Lower learning_rate, or scale X if it contains large "
+                "values."
+            )
+        names = ["loss", "accuracy", "normalized_margin"]
+        for name, mean in zip(names, means, strict=False):
+            self.history.record(f"{prefix}_{name}", mean)
+        self.history.record(f"{prefix}_batch_count", len(iterator))
+        earlier = 0.0 if training else self.history[-1]["seconds"]
+        self.history.record("seconds", earlier + time.perf_counter() - start)
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator keep the memory of a step for the next one.
+
+    glibc gives freed memory back to the system once twice the largest block lies free that it has seen
+    freed, and takes it anew page by page: a million page faults in the first 15,000 MNIST images, a
+    third of the time. Having seen a block of 32 MB, it keeps up to 64 MB.
+    """
+    torch.empty(_LARGEST_KEPT_BLOCK, dtype=torch.uint8)
+
+
+def _no_step() -> None:
+    """Leave the learning rate as it is."""
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What skorch calls an iterator: a fresh pass over the data at each ``iter``."""
+
+    data: Samples
+    batch_size: int
+    generator: torch.Generator | None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.data.batches(self.batch_size, self.generator)
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+
+def _batch_sums(loss: Tensor, logits: Tensor, batch: Batch, with_metrics: bool) -> Tensor:
+    """(weight, weight * loss[, weight * right, weight * margin]), without leaving the device."""
+    weight = batch.sample_weight
+    total = torch.full_like(loss, len(logits)) if weight is None else weight.sum()
+    if not with_metrics:
+        return torch.stack((total, total * loss))
+    margins = normalized_margins(logits, batch[1])
+    right = (margins > 0).to(loss.dtype)
+    margins = margins.clamp(min=0)
+    if weight is not None:
+        right, margins = right * weight, margins * weight
+    return torch.stack((total, total * loss, right.sum(), margins.sum()))

@@ -1,0 +1,122 @@
+"""Constants so small that products of them vanish: a bound must not vanish with them."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklip import CertifiedNetwork, LipschitzClassifier, layers, lipschitz_bound
+from sklip.certified.arithmetic import FLOOR, Affine
+from sklip.certified.maps import MapBound, composed, exact, product_upper
+
+
+def scaling(*factors):
+    """A chain of one-value linear layers in float64."""
+    chain = [nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in factors]
+    with torch.no_grad():
+        for layer, factor in zip(chain, factors, strict=True):
+            layer.weight.fill_(factor)
+    return nn.Sequential(*chain)
+
+
+@pytest.mark.parametrize(
+    "constants",
+    [
+        (1e-162, 7.08e-162),  # a subnormal product, which rounds to the next one below
+        (1e-200, 1e-200),
+        (1e-200, 1e-200, 1e180, 1e200),  # zero in between, not in the end
+        (5e-324, 0.5),
+    ],
+)
+def test_a_product_is_never_below_the_exact_one(constants):
+    exact_product = math.prod(map(Fraction, constants))
+    assert Fraction(product_upper(constants)) >= exact_product
+    assert Fraction(composed([MapBound(each, exact) for each in constants]).constant) >= exact_product
+
+
+def test_a_product_with_a_zero_is_zero():
+    assert product_upper([1e-200, 0.0, 1e300]) == 0.0
+
+
+@pytest.mark.parametrize("factors", [(1e-162, 7.08e-162), (1e-200, 1e-200, 1e180, 1e200)])
+def test_the_bound_of_a_network_is_never_below_the_exact_one(factors):
+    network = scaling(*factors)
+    exact_bound = math.prod(Fraction(float(layer.weight.detach())) for layer in network)
+    assert Fraction(lipschitz_bound(network)) >= exact_bound
+    certified = CertifiedNetwork.prove(network, (1,), "float64")
+    assert Fraction(float(certified.margin_bounds[0, 0])) >= exact_bound
+
+
+def test_radii_of_a_network_that_hardly_moves_are_finite():
+    network = nn.Sequential(*scaling(1e-200, 1e-200), nn.Linear(1, 1, dtype=torch.float64))
+    with torch.no_grad():
+        network[-1].weight.fill_(1.0)
+        network[-1].bias.fill_(1.0)
+    certified = CertifiedNetwork.prove(network, (1,), "float64")
+    radius = certified.radii([[1.0]])
+    # Proven up to the length from which something might overflow, and no further.
+    assert 0 < radius[0] <= certified.longest
+
+
+def test_a_drift_multiplied_by_a_tiny_constant_is_still_charged():
+    certified = CertifiedNetwork.prove(scaling(1e-200, 1.0), (1,), "float64")
+    logits = np.array([[1.0]])
+    budget = certified.budget(logits, np.ones(1), reach=1e-200, drift=Affine(0.0, 0.0))
+    assert budget.per_distance[0, 0] >= FLOOR
+
+
+@pytest.fixture
+def flushing():
+    """This thread's processor takes subnormal numbers for zeros."""
+    if not torch.set_flush_denormal(True):
+        pytest.fail("the processor can't flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.usefixtures("flushing")
+def test_no_constant_vanishes_where_subnormal_numbers_are_flushed():
+    assert product_upper([1e-200, 1e-200]) > 0
+    assert product_upper([1e-200, 1e-200, 1e180, 1e200]) >= 1e-20
+    certified = CertifiedNetwork.prove(scaling(1e-200, 1e-200), (1,), "float64")
+    assert certified.lipschitz_bound > 0
+    assert certified.margin_bounds[0, 0] > 0
+
+
+@pytest.mark.usefixtures("flushing")
+def test_a_fit_where_subnormal_numbers_are_flushed_gives_the_usual_constants():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    clf = LipschitzClassifier(hidden_layer_sizes=(8,), max_epochs=2, random_state=0)
+    bounds = clf.fit(X, X[:, 0] > 0).certified_network_.margin_bounds
+    torch.set_flush_denormal(False)
+    expected = clf.fit(X, X[:, 0] > 0).certified_network_.margin_bounds
+    np.testing.assert_allclose(bounds, expected, rtol=1e-12)
+
+
+def test_rows_that_differ_by_a_subnormal_number_are_not_equal():
+    head = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0], [1.0]]))
+        assert CertifiedNetwork.prove(head, (1,), "float64").margin_bounds[0, 1] == 0
+        head.weight.copy_(torch.tensor([[0.0], [5e-324]], dtype=torch.float64))
+        assert CertifiedNetwork.prove(head, (1,), "float64").margin_bounds[0, 1] >= FLOOR
+
+
+def test_center_on_a_map_is_charged_for_each_of_its_rows():
+    center = layers.Center(4)
+    with torch.no_grad():
+        center.center.fill_(1000.1)
+    shape = (3, 5, 4)
+    certified = CertifiedNetwork.prove(nn.Sequential(center, nn.Flatten()), shape)
+    X = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    error = certified.logits(X).astype(np.float64).reshape(2, -1) - (
+        X.astype(np.float64) - certified.network[0].center.double().numpy()
+    ).reshape(2, -1)
+    unit, length = 2.0**-24, 1000.1 * math.sqrt(3 * 5 * 4)
+    assert certified.rounding.offset.max() >= 1.499 * unit * length
+    assert np.linalg.norm(error, axis=1).max() <= certified.rounding.offset.max()
+    # For one row alone the charge would be too small for this error.
+    assert np.linalg.norm(error, axis=1).max() > 0.3 * unit * 1000.1 * math.sqrt(4)

@@ -1,0 +1,283 @@
+"""Proven constants and rounding charges of transformers, against matrices and exact fractions."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
+from sklearn.exceptions import NotFittedError
+from sklearn.feature_selection import SelectKBest, VarianceThreshold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PolynomialFeatures,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from sklip import LipschitzClassifier, certificates
+from sklip.certified import Affine, Arithmetic, MapBound, exact
+from sklip.preprocessing import register_transformer, transformer_bound
+from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
+
+EPS = float(np.finfo(np.float64).eps)
+
+# Columns of different spread, and two constant ones.
+TABLE = np.random.default_rng(0).normal(size=(20, 5)) * [1e-3, 0.1, 5.0, 0.0, 0.0] + [0, 1, 2, 3, 0]
+SCALERS = [
+    StandardScaler(),
+    StandardScaler(with_mean=False),
+    StandardScaler(with_std=False),
+    MinMaxScaler(),
+    MinMaxScaler((-2, 5)),
+    MinMaxScaler(clip=True),
+    MaxAbsScaler(),
+    RobustScaler(),
+    RobustScaler(with_scaling=False),
+    RobustScaler(with_centering=False, unit_variance=True),
+]
+
+
+def transformer_matrix(transformer):
+    """Matrix of an affine transformer, from its values around the middle of the table."""
+    # The step is below the range of the narrowest column, so that nothing is clipped.
+    middle, step = (TABLE.max(0) + TABLE.min(0)) / 2, 2.0**-14
+    steps = middle + step * np.eye(TABLE.shape[1])
+    return (transformer.transform(steps) - transformer.transform(middle[None])) / step
+
+
+# Differences of numbers up to 1e4, each off by eps, over a step of 2^-14.
+DIFFERENCE_ERROR = 8 * 1e4 * EPS * 2**14
+
+
+@pytest.mark.parametrize("transformer", SCALERS, ids=str)
+@pytest.mark.parametrize("column", [None, 0, 1, 2, 3])
+def test_bound_of_a_scaler_is_the_norm_of_its_matrix(transformer, column):
+    table = TABLE if column is None else np.where(np.arange(5) == column, TABLE, 0.0)
+    transformer = clone(transformer).fit(table)
+    norm = np.linalg.norm(transformer_matrix(transformer), 2)
+    assert transformer_bound(transformer) == pytest.approx(norm, rel=0, abs=DIFFERENCE_ERROR)
+
+
+def test_bound_of_scalers_in_a_pipeline_is_the_norm_of_their_product():
+    inner = make_pipeline(StandardScaler(), MinMaxScaler((0, 9)))
+    pipeline = make_pipeline(MinMaxScaler(), "passthrough", None, inner).fit(TABLE)
+    norm = np.linalg.norm(transformer_matrix(pipeline), 2)
+    assert transformer_bound(pipeline) == pytest.approx(norm, rel=0, abs=DIFFERENCE_ERROR)
+    # Far less than the product of the steps, whose largest factors belong to different columns.
+    product = math.prod(transformer_bound(step) for step in (pipeline[0], inner[0], inner[1]))
+    assert transformer_bound(pipeline) < product / 2
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE.astype(np.float32)], ids=["float64", "float32"])
+def test_bound_of_a_scaler_dominates_its_factors_exactly(table):
+    standard = StandardScaler().fit(table)
+    assert Fraction(transformer_bound(standard)) >= 1 / Fraction(float(standard.scale_.min()))
+    min_max = MinMaxScaler().fit(table)
+    assert Fraction(transformer_bound(min_max)) >= Fraction(float(min_max.scale_.max()))
+
+
+@pytest.mark.parametrize("nothing", [None, "passthrough", make_pipeline("passthrough")], ids=str)
+def test_passing_through_has_bound_one(nothing):
+    fitted = nothing.fit(TABLE) if isinstance(nothing, Pipeline) else nothing
+    assert 1 <= transformer_bound(fitted) <= 1 + 4 * EPS
+
+
+class LouderScaler(StandardScaler):
+    def transform(self, X):
+        return 10 * super().transform(X)
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        KernelPCA(2),
+        Normalizer(),
+        FunctionTransformer(),
+        PolynomialFeatures(),
+        QuantileTransformer(n_quantiles=5),
+        LouderScaler(),
+    ],
+    ids=str,
+)
+def test_transformers_without_a_rule_are_refused_by_name(transformer):
+    name = type(transformer).__name__
+    for attempt in (transformer, make_pipeline(StandardScaler(), transformer)):
+        with pytest.raises(TypeError, match=name):
+            transformer_bound(attempt.fit(TABLE))
+
+
+@pytest.mark.parametrize(
+    "transformer", [*SCALERS, make_pipeline(StandardScaler(), MinMaxScaler())], ids=str
+)
+def test_transformers_that_are_not_fitted_have_no_bound(transformer):
+    with pytest.raises(NotFittedError):
+        transformer_bound(clone(transformer))
+
+
+@pytest.mark.parametrize("scale", [0.0, math.nan])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    scaler = StandardScaler().fit(TABLE)
+    scaler.scale_[0] = scale
+    with np.errstate(divide="ignore"), pytest.raises(ValueError, match="finite and non-zero"):
+        transformer_bound(scaler)
+
+
+def test_bound_of_a_scaler_follows_a_later_change_of_with_std():
+    scaler = StandardScaler().fit(100 * TABLE[:, [2]]).set_params(with_std=False)
+    assert transformer_bound(scaler) >= 1
+
+
+def test_a_replaced_transform_is_refused():
+    scaler = StandardScaler().fit(TABLE)
+    scaler.transform = lambda X: 1e6 * X
+    with pytest.raises(TypeError, match="StandardScaler"):
+        transformer_bound(scaler)
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_bound_of_pca_is_the_norm_of_what_it_multiplies_by(whiten):
+    X = np.random.default_rng(1).normal(size=(40, 4)) * [1, 2, 3, 0.1] + 5
+    pca = PCA(3, whiten=whiten).fit(X)
+    matrix = pca.transform(np.eye(4)) - pca.transform(np.zeros((1, 4)))
+    norm = np.linalg.norm(matrix, 2)
+    # Differences of numbers up to 100, some hundred roundings.
+    assert norm - 1e-12 <= transformer_bound(pca) <= norm + 1e-10
+    if not whiten:
+        assert transformer_bound(pca) <= 1 + 1e-12
+
+
+def test_bound_of_truncated_svd_charges_components_that_are_too_long():
+    svd = TruncatedSVD(2).fit(np.random.default_rng(1).normal(size=(20, 4)))
+    svd.components_ *= 1.5
+    assert 1.5 <= transformer_bound(svd) <= 1.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("selector", [SelectKBest(k=2), VarianceThreshold()], ids=str)
+def test_choosing_columns_has_bound_one(selector):
+    y = np.arange(20) % 2
+    assert 1 <= transformer_bound(selector.fit(TABLE[:, :3], y)) <= 1 + 4 * EPS
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "transformer",
+    [PCA(3), PCA(3, whiten=True), TruncatedSVD(3), RobustScaler(), MaxAbsScaler()],
+    ids=str,
+)
+def test_the_charge_covers_the_rounding_of_a_transformer(transformer, dtype):
+    """Against the same stored numbers in a precision that loses nothing here."""
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(30, 6)) * [1, 1e-2, 1e2, 1, 1, 1] + [0, 5, -1e3, 1e4, 0, 0]).astype(dtype)
+    fitted = clone(transformer).fit(X.astype(np.float64))
+    own = described_transformer(fitted).error_in(Arithmetic(np.dtype(dtype).name))
+    computed = fitted.transform(X).astype(np.longdouble)
+    precise = X.astype(np.longdouble)
+    if isinstance(fitted, PCA | TruncatedSVD):
+        wanted = (precise - getattr(fitted, "mean_", np.zeros(6))) @ fitted.components_.T.astype(
+            np.longdouble
+        )
+        if getattr(fitted, "whiten", False):
+            wanted /= np.sqrt(fitted.explained_variance_.astype(np.longdouble))
+    else:
+        wanted = (precise - getattr(fitted, "center_", np.zeros(6))) / fitted.scale_
+    errors = np.linalg.norm((computed - wanted).astype(np.float64), axis=1)
+    lengths = np.linalg.norm(X.astype(np.float64), axis=1)
+    assert (errors <= own.slope * lengths + own.offset).all()
+
+
+def test_float32_components_on_float64_rows_are_charged_with_float32():
+    """The mean's image is computed from stored float32 numbers alone, in float32."""
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(50, 6)) + 1e3).astype(np.float32)
+    for whiten in (False, True):
+        pca = PCA(3, whiten=whiten).fit(table)
+        assert pca.components_.dtype == np.float32
+        rows = table.astype(np.float64)
+        own = described_transformer(pca).error_in(Arithmetic("float64"))
+        wanted = (rows - pca.mean_.astype(np.float64)) @ pca.components_.T.astype(np.float64)
+        if whiten:
+            wanted /= np.sqrt(pca.explained_variance_.astype(np.float64))
+        errors = np.linalg.norm(pca.transform(rows) - wanted, axis=1)
+        assert errors.max() > 1e-9
+        assert (errors <= own.slope * np.linalg.norm(rows, axis=1) + own.offset).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])
+def test_components_of_float32_are_charged_on_rows_of_any_type(few_digits, dtype):
+    X = few_digits[0]
+    svd = TruncatedSVD(5).fit(X.astype(np.float32))
+    own = described_transformer(svd).error_in(Arithmetic("float64"))
+    wanted = X @ svd.components_.T.astype(np.float64)
+    errors = np.linalg.norm(svd.transform(X.astype(dtype)) - wanted, axis=1)
+    assert (errors <= own.slope * np.linalg.norm(X, axis=1) + own.offset).all()
+
+
+# -- rules of one's own ------------------------------------------------------------------------
+
+
+class Halve(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return X / 2
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Whatever a test registers is forgotten after it."""
+    monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registered_transformer_counts_in_pipelines():
+    @register_transformer(Halve)
+    def _(transformer):
+        return MapBound(0.5, lambda arithmetic: Affine(0.0, arithmetic.unit))
+
+    pipeline = make_pipeline(Halve(), Halve()).fit(TABLE)
+    assert 0.25 <= transformer_bound(pipeline) <= 0.25 * (1 + 4 * EPS)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_rule_that_gives_no_constant_is_an_error(value):
+    for bound in (MapBound(value, exact), MapBound(0.5, exact, at_zero=value)):
+        register_transformer(Halve)(lambda transformer, bound=bound: bound)
+        with pytest.raises(ValueError, match=f"Halve must be finite and at least 0, got {value}"):
+            transformer_bound(Halve().fit(TABLE))
+
+
+def certificates_behind_halving(rounding):
+    register_transformer(Halve)(lambda transformer: MapBound(0.5, rounding))
+    clf = LipschitzClassifier(hidden_layer_sizes=(), max_epochs=20, random_state=0)
+    X = TABLE * [1e3, 10, 1, 1, 1]
+    return certificates(make_pipeline(Halve(), clf).fit(X, X[:, 0] > 0), X)
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+@pytest.mark.parametrize("name", ["offset", "slope"])
+def test_a_rule_that_gives_no_rounding_error_is_an_error(name, value):
+    with pytest.raises(ValueError, match=f"rounding bound must be at least 0, got .*{name}={value}"):
+        certificates_behind_halving(lambda arithmetic: Affine(**{name: value}))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("name", ["offset", "slope"])
+def test_where_a_rule_knows_no_end_of_the_rounding_error_nothing_is_certified(name):
+    assert certificates_behind_halving(lambda arithmetic: Affine(0.0, arithmetic.unit)).max() > 0
+    assert not certificates_behind_halving(lambda arithmetic: Affine(**{name: math.inf})).any()
+
+
+def test_the_refusal_says_how_to_register_a_rule():
+    with pytest.raises(TypeError, match=r"Halve has .*\.register_transformer"):
+        transformer_bound(Halve().fit(TABLE))
