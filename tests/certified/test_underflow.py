@@ -6,11 +6,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler
 from torch import nn
 
 from sklip import CertifiedNetwork, LipschitzClassifier, layers, lipschitz_bound
 from sklip.certified.arithmetic import FLOOR, Affine
 from sklip.certified.maps import MapBound, composed, exact, product_upper
+from sklip.preprocessing import transformer_bound
 
 
 def scaling(*factors):
@@ -120,3 +124,12 @@ def test_center_on_a_map_is_charged_for_each_of_its_rows():
     assert np.linalg.norm(error, axis=1).max() <= certified.rounding.offset.max()
     # For one row alone the charge would be too small for this error.
     assert np.linalg.norm(error, axis=1).max() > 0.3 * unit * 1000.1 * math.sqrt(4)
+
+
+def test_a_bound_of_scalers_that_cancel_does_not_vanish():
+    X = np.random.default_rng(0).normal(size=(20, 3)) * 1e165
+    steps = make_pipeline(MaxAbsScaler(), PCA(2), MaxAbsScaler()).fit(X)
+    steps[-1].scale_ = np.full(2, 1e165)
+    # 1e-165 twice: a product that no float holds.
+    assert transformer_bound(steps) >= FLOOR
+    assert transformer_bound(steps[:-1]) >= 1e-166
