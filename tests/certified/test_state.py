@@ -111,8 +111,10 @@ def assert_plain(value):
 
 def test_every_type_with_a_rule_is_here():
     found = {type(part) for make in LAYER_SETTINGS.values() for part in make().modules()}
-    # Others are rules that a user, or an example, has registered.
-    known = {each for name, each in LAYERS.types().items() if name.startswith(("torch.", "sklip."))}
+    # Others are rules that a user, or the example of a docstring, has registered.
+    known = {
+        each for name, each in LAYERS.types().items() if name.startswith(("torch.", "sklip.layers."))
+    }
     assert found == known - CONSTRAINED
 
 
