@@ -25,6 +25,7 @@ from sklip.estimators.base import proven_network
 from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.steps import flat_steps
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
+from sklip.rows import as_numpy
 
 __all__ = ["certificates", "predict_with_radii"]
 
@@ -88,7 +89,9 @@ def certificates(
 def predict_with_radii(
     estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    r"""Labels as from ``estimator.predict``, and a radius inside which each can't change, in one pass.
+    r"""Labels as from ``estimator.predict``, and a radius inside which each can't change.
+
+    In one pass; only a CalibratedClassifierCV is asked for its labels apart.
 
     Parameters
     ----------
@@ -130,6 +133,7 @@ def _labels_and_radii(
 ) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
     """Return labels of the network's logits, radii, and whether a softmax of them decides instead."""
     steps, classifier, inverse_temperature = _unwrapped(estimator)
+    X = as_numpy(X)
     first = steps[0] if steps else classifier
     check_is_fitted(first)
     names = getattr(first, "feature_names_in_", None)
@@ -208,7 +212,10 @@ def _uncalibrated(estimator: CalibratedClassifierCV) -> tuple[list[Any], Any, fl
             "CalibratedClassifierCV gives no certificates unless its one inverse temperature lies "
             f"between 0 and 1e12, got {inverse_temperature} over a classifier with {inner}."
         )
-    if not np.array_equal(estimator.classes_, classifier.classes_):
+    # Words are replaced by their positions before the classifier is fitted.
+    positions = np.arange(len(estimator.classes_))
+    known = (estimator.classes_, positions)
+    if not any(np.array_equal(classes, classifier.classes_) for classes in known):
         raise TypeError(
             "CalibratedClassifierCV gives no certificates if its classes are not those of its "
             f"classifier, got {estimator.classes_} and {classifier.classes_}."

@@ -109,6 +109,7 @@ def walk(
         bound, after = described_step(transformer, gains)
         known.append((bound, gains))
         gains = after
+    _check_shape(X)
     _check_columns(steps, X, names)
     # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
     # the caller's X.
@@ -189,6 +190,17 @@ def _numbers(
             # What is missing stays missing.
             np.nan_to_num(numbers[:, position], copy=False, nan=0.0)
     return numbers
+
+
+def _check_shape(X: Any) -> None:
+    """Refuse what scikit-learn's steps would refuse, in their words."""
+    shape = np.shape(X)
+    if len(shape) != 2:
+        raise ValueError(f"Expected 2D array, got {len(shape)}D array instead, of shape {shape}.")
+    if shape[0] == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
+        )
 
 
 def _check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:

@@ -314,3 +314,19 @@ def test_a_step_that_computes_in_float32_is_charged_whatever_comes_after():
     # At least a unit of float32 on rows of length 10 and more, at x and at x'.
     positive = narrow > 0
     assert (wide - narrow)[positive].min() > 2 * 10 * 2.0**-24
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((0, 3)), r"Found array with 0 sample\(s\)"),
+        (np.zeros(3), "Expected 2D array, got 1D array"),
+        (np.zeros((2, 1, 3)), "Expected 2D array, got 3D array"),
+    ],
+)
+def test_what_is_no_table_is_refused_in_scikit_learns_words(rows, message):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    pipeline = make_pipeline(StandardScaler(), LipschitzClassifier(max_epochs=1, random_state=0))
+    pipeline.fit(X, X[:, 0] > 0)
+    with pytest.raises(ValueError, match=message):
+        certificates(pipeline, rows)
