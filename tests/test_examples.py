@@ -1,12 +1,14 @@
 """The examples run as the README says, and show what it says."""
 
 import re
+import runpy
 import subprocess
 import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sklearn.datasets import fetch_openml
 
@@ -35,8 +37,36 @@ def test_the_digits_search_shows_the_trade_off(tmp_path):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("settings", ["tutorial", "default"])
+def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, capsys):
+    """On the digits in a frame of 28 x 28, which are there on every machine."""
+    X, y = few_digits
+    images = np.pad(X.reshape(-1, 8, 8) / 16, ((0, 0), (10, 10), (10, 10))).astype(np.float32)
+    rows = images.reshape(len(X), -1)
+    script = runpy.run_path(str(EXAMPLES / "mnist_tradeoff.py"))
+    main, runs = script["main"], script["RUNS"]
+    monkeypatch.setitem(
+        main.__globals__, "load_mnist", lambda size: (rows[:size], rows[150:], y[:size], y[150:])
+    )
+    arguments = ["--epochs", "1", "--train-size", "150", "--settings", settings, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["mnist_tradeoff.py", *arguments])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    title, *_, header = lines[: -len(runs)]
+    assert title == f"150 training images, 1 epochs, {settings} settings"
+    assert len(header.split("|")) == 3
+    for line, (name, (_, *reference)) in zip(lines[-len(runs) :], runs.items(), strict=True):
+        found, of_tutorial, of_sklip = line.split("|")
+        assert found.strip() == name
+        assert [float(number) for number in of_tutorial.split()] == reference
+        accuracy, certificate, proven, certified, bound, seconds = map(float, of_sklip.split())
+        assert 0 <= certified <= accuracy <= 1
+        assert min(certificate, proven, seconds) > 0
+        assert 0.5 < bound < 1.001
+
+
 @pytest.mark.mnist
-def test_the_tutorials_runs_print_a_table(tmp_path):
+def test_the_tutorials_runs_learn_mnist(tmp_path):
     try:
         with warnings.catch_warnings():
             # Without a network, fetch_openml warns of its cache before it fails.

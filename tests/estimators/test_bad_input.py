@@ -1,11 +1,13 @@
 """Each bad input is an error that names the argument, the rule and the value."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
 
-from sklip import LipschitzClassifier, certificates
+from sklip import LipschitzClassifier, certificates, predict_with_radii
 
 RNG = np.random.default_rng(0)
 X = RNG.random((30, 16))
@@ -116,20 +118,28 @@ def test_parameters_that_do_not_fit_the_data(parameters, error, message):
         quick(**parameters).fit(X, Y)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_is_not_there():
-    with pytest.raises(ValueError, match=r"device must name.*got 'cuda'; available are \['cpu'\]"):
-        quick(device="cuda").fit(X, Y)
+    n_cuda = torch.cuda.device_count()
+    missing = f"cuda:{n_cuda}" if n_cuda else "cuda"
+    available = ["cpu", *(f"cuda:{i}" for i in range(n_cuda))]
+    message = re.escape(f"got '{missing}'; available are {available}")
+    with pytest.raises(ValueError, match=f"device must name.*{message}"):
+        quick(device=missing).fit(X, Y)
 
 
 @pytest.mark.parametrize(
-    "method", ["predict", "predict_proba", "decision_function", "certificates_", "to_torch"]
+    "method",
+    [
+        *("predict", "predict_proba", "decision_function", "network_rows", "to_torch"),
+        *("certificates_", "predict_with_radii", "rounding_loss"),
+    ],
 )
 def test_an_unfitted_model_says_so(method):
     with pytest.raises(NotFittedError, match="not fitted yet"):
         getattr(quick(), method)(*([] if method == "to_torch" else [X]))
-    with pytest.raises(NotFittedError):
-        certificates(quick(), X)
+    for function in (certificates, predict_with_radii):
+        with pytest.raises(NotFittedError):
+            function(quick(), X)
 
 
 def test_wrong_shapes_at_predict():

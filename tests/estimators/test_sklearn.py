@@ -13,7 +13,6 @@ import pytest
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.datasets import load_digits
 from sklearn.ensemble import VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
@@ -40,9 +39,9 @@ SCORING = {"accuracy": "accuracy", "certified": certified_accuracy_scorer(eps=0.
 
 
 @pytest.fixture(scope="module")
-def digits():
-    X, y = load_digits(return_X_y=True)
-    return (X / 16)[:500], y[:500]
+def digits(digits):
+    X, y = digits
+    return X[:500], y[:500]
 
 
 def quick(**parameters):

@@ -200,8 +200,7 @@ def test_training_by_cuda_graphs_is_the_training_of_the_cpu(device, weighted):
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
-def test_steps_keep_their_state_where_a_recording_would_write_it(loss):
-    torch.manual_seed(0)
+def test_steps_keep_their_state_where_a_recording_would_write_it(loss, seeded_torch):
     module, loss = lipschitz_cnn((1, 8, 8), 3), copy.deepcopy(loss).train()
     optimizer = StiefelMuon(module)
     seen = []

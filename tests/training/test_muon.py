@@ -10,6 +10,8 @@ from torch import nn
 from sklip.layers import GroupSort2, OrthogonalConv2d, SpectralConv2d, SpectralLinear
 from sklip.training import StiefelMuon
 
+pytestmark = pytest.mark.usefixtures("seeded_torch")
+
 SHAPES = [(8, 40), (40, 8), (12, 12), (1, 9), (9, 1)]
 
 
@@ -72,7 +74,6 @@ def test_a_step_depends_on_the_direction_of_the_gradient_alone(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("normal", [0.0, -30.0, 30.0])
 def test_matrices_stay_orthogonal_over_many_steps(shape, normal, dtype, defect):
-    torch.manual_seed(0)
     layer = SpectralLinear(shape[1], shape[0], bias=False).to(dtype)
     optimizer = StiefelMuon(layer, lr=0.05, every=1)
     for _ in range(100):
@@ -82,7 +83,6 @@ def test_matrices_stay_orthogonal_over_many_steps(shape, normal, dtype, defect):
 
 
 def test_a_batch_of_matrices_moves_as_each_of_them_alone():
-    torch.manual_seed(0)
     convolution = OrthogonalConv2d(8, 8, 5)  # four filters, one parameter
     gradient = torch.randn_like(convolution.projectors)
     singles = []
@@ -101,7 +101,6 @@ def test_a_batch_of_matrices_moves_as_each_of_them_alone():
 @pytest.mark.parametrize("lr", [0.05, 5.0])
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e18])
 def test_no_gradient_and_no_rate_makes_weights_non_finite(size, lr):
-    torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     optimizer = StiefelMuon(layer, lr=lr, every=1)
     for _ in range(50):
@@ -112,7 +111,6 @@ def test_no_gradient_and_no_rate_makes_weights_non_finite(size, lr):
 
 
 def test_every_parameter_of_a_network_moves_and_free_ones_move_as_with_adam():
-    torch.manual_seed(0)
     network = nn.Sequential(
         SpectralConv2d(1, 4, 3), GroupSort2(), OrthogonalConv2d(4, 8, 3, 2), nn.Flatten()
     )
@@ -167,7 +165,6 @@ def test_a_turn_goes_by_the_sum_of_the_gradients_and_as_far_as_their_steps(last)
 
 
 def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none():
-    torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     optimizer = StiefelMuon(layer, every=3)
     optimizer.finish()
@@ -183,7 +180,6 @@ def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none()
 
 
 def test_a_frozen_matrix_stays_and_a_period_of_no_steps_is_refused():
-    torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     optimizer = StiefelMuon(layer, every=1)
     layer.raw.grad = torch.randn(6, 20)
@@ -217,7 +213,6 @@ def test_state_can_be_stored_and_taken_up():
 
 
 def test_a_closure_is_called_with_gradients_and_its_loss_returned():
-    torch.manual_seed(0)
     layer = SpectralLinear(20, 6)
     before = layer.raw.detach().clone()
     optimizer = StiefelMuon(layer, every=1)
