@@ -129,6 +129,8 @@ def pull_back(
     predict: Callable[[np.ndarray], np.ndarray], X: np.ndarray, found: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """Halve the way between each row and its example while the class stays another one."""
+    if not len(X):  # an attack that found none
+        return found
     inner, outer = X, found
     for _ in range(30):
         middle = (inner + outer) / 2

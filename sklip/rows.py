@@ -39,6 +39,8 @@ def as_numpy(values: Any) -> Any:
 
 def as_tensor(array: NDArray[Any]) -> Tensor:
     """Return a tensor that shares the memory of an array, which must not be written to."""
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has no negative strides
     if not array.flags.writeable:
         # torch has no read-only tensors, and warns of arrays that are; a filter of warnings would be
         # shared by all threads.

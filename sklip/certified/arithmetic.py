@@ -32,8 +32,11 @@ def above_floor(product: Any, *terms: Any) -> Any:
     product : float or ndarray
         A float for floats.
     """
-    positive = math.prod(np.asarray(term) > 0 for term in terms)
-    raised = np.where(positive, np.maximum(product, FLOOR), 0.0)
+    vanishes: Any = False
+    for term in terms:
+        vanishes = vanishes | (np.asarray(term) == 0)
+    # What is not a number stays so, and certifies nothing.
+    raised = np.where(vanishes, 0.0, np.maximum(product, FLOOR))
     return raised if raised.ndim else float(raised)
 
 
@@ -65,7 +68,8 @@ class Arithmetic:
     convolution_block: int = 288
 
     def __post_init__(self) -> None:
-        np.finfo(self.dtype)  # raises a ValueError for what is no floating type
+        if np.dtype(self.dtype).kind != "f":
+            raise ValueError(f"dtype must name a floating type, got {self.dtype!r}.")
         for name in ("block", "convolution_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["digest", "plain_settings", "refuse_altered"]
+__all__ = ["digest", "plain_settings", "refuse_altered", "refuse_hidden_state"]
 
 
 def refuse_altered(item: Any) -> None:
@@ -43,24 +43,51 @@ def digest(module: nn.Module) -> str:
     state.update(f"{module!r}{[part.training for part in module.modules()]}".encode())
     # A repr does not show everything: AvgPool2d leaves out what it divides by.
     state.update(repr([sorted(plain_settings(part).items()) for part in module.modules()]).encode())
-    for name, value in module.state_dict().items():
-        array = value.detach().cpu().numpy()
-        state.update(f"{name}{array.dtype}{array.shape}".encode())
-        state.update(np.ascontiguousarray(array).data)
+    for part in module.modules():
+        # Not the state_dict, which leaves out buffers that are not stored.
+        for name, value in {**part._parameters, **part._buffers}.items():
+            if value is not None:
+                array = value.detach().cpu().numpy()
+                state.update(f"{name}{array.dtype}{array.shape}".encode())
+                state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
 
 
 def plain_settings(module: nn.Module) -> dict[str, Any]:
     """Return the attributes that the constructor set, or somebody since, and that are plain values."""
+    return {name: _as_plain(value) for name, value in _own(module).items() if _is_plain(value)}
+
+
+def refuse_hidden_state(module: nn.Module) -> None:
+    """Refuse a module with attributes that neither a digest nor a stored state can hold.
+
+    Raises
+    ------
+    TypeError
+        For attributes that are no plain numbers, words or lists of them, parameters or buffers.
+    """
+    hidden = sorted(name for name, value in _own(module).items() if not _is_plain(value))
+    if hidden:
+        raise TypeError(
+            f"{type(module).__name__} has attributes that can't be certified or stored, {hidden}; use "
+            "plain numbers, words and lists of them, parameters or buffers."
+        )
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """Return what the constructor of the class, or somebody since, has set."""
     inherited = vars(nn.Module())
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name not in inherited and _is_plain(value)
-    }
+    return {name: value for name, value in vars(module).items() if name not in inherited}
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
+
+
+def _as_plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_as_plain, value)) if type(value) in (tuple, list) else value
+    return value.item() if isinstance(value, np.generic) else value

@@ -21,8 +21,18 @@ from sklip.certified.value_rules import both_axes, cast_loss, refuse_overlap
 __all__: list[str] = []
 
 
+def _check_bias(module: nn.Linear | nn.Conv2d) -> None:
+    """Refuse a bias that torch would spread over several outputs."""
+    if module.bias is not None and module.bias.shape != module.weight.shape[:1]:
+        raise TypeError(
+            f"{type(module).__name__} needs a bias of shape {tuple(module.weight.shape[:1])} to be "
+            f"certified, got {tuple(module.bias.shape)}."
+        )
+
+
 @register_layer(nn.Linear)
 def _linear(module: nn.Linear, shape: Shape) -> MapBound:
+    _check_bias(module)
     # Sizes are those of the weight: attributes may have been set since.
     rows, columns = module.weight.shape
 
@@ -41,13 +51,12 @@ def _linear(module: nn.Linear, shape: Shape) -> MapBound:
 
 @register_layer(nn.Conv2d)
 def _conv2d(module: nn.Conv2d, shape: Shape) -> MapBound:
-    if not isinstance(module.padding, str):
-        height, width = module.padding
-        if [*module._reversed_padding_repeated_twice] != [width, width, height, height]:
-            raise TypeError(
-                "Conv2d whose padding was set after it was made has no Lipschitz bound, as its parts "
-                f"disagree, got padding={module.padding}; make the layer anew."
-            )
+    _check_bias(module)
+    if [*module._reversed_padding_repeated_twice] != _padding_of(module):
+        raise TypeError(
+            "Conv2d whose padding was set after it was made has no Lipschitz bound, as its parts "
+            f"disagree, got padding={module.padding}; make the layer anew."
+        )
     if module.padding_mode == "circular":
         _check_circular(module, shape)
     elif module.padding_mode != "zeros":
@@ -72,6 +81,15 @@ def _conv2d(module: nn.Conv2d, shape: Shape) -> MapBound:
     # Groups act on channels of their own: the largest norm counts.
     norm = max(convolution_norm_upper(part, stride) for part, stride in _plain_groups(module))
     return MapBound(norm, rounding)
+
+
+def _padding_of(module: nn.Conv2d) -> list[int]:
+    """Return the pixels added left, right, on top and at the bottom, as the settings say."""
+    if module.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [side for span in reversed(spans) for side in (span // 2, span - span // 2)]
+    height, width = (0, 0) if isinstance(module.padding, str) else module.padding
+    return [width, width, height, height]
 
 
 def _plain_groups(module: nn.Conv2d) -> Iterator[tuple[Tensor, tuple[int, int]]]:
@@ -105,10 +123,11 @@ def _check_circular(module: nn.Conv2d, shape: Shape) -> None:
             )
     spans = [d * (k - 1) for d, k in zip(module.dilation, module.weight.shape[2:], strict=True)]
     left, right, top, bottom = module._reversed_padding_repeated_twice
-    if top + bottom > spans[0] or left + right > spans[1]:
+    if min(left, right, top, bottom) < 0 or top + bottom > spans[0] or left + right > spans[1]:
         raise TypeError(
-            "Conv2d with circular padding has no Lipschitz bound if the padding of both sides exceeds "
-            f"dilation * (kernel_size - 1), got padding={module.padding}; lower padding."
+            "Conv2d with circular padding has no Lipschitz bound if a side is padded by less than 0, "
+            "or both by more than dilation * (kernel_size - 1), got "
+            f"padding={module.padding}; lower padding."
         )
 
 

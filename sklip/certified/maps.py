@@ -27,10 +27,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sklip.certified.arithmetic import Affine, Arithmetic, above_floor, floored_product
+from sklip.certified.arithmetic import FLOOR, Affine, Arithmetic, above_floor, floored_product
 from sklip.certified.integrity import refuse_altered
 
 __all__ = [
@@ -180,30 +181,46 @@ class Registry:
             For constants that are not finite.
         """
         self.refuse_unknown(item)
-        bound = self._rules[type(item)](item, *context)
-        for value in (bound.constant, bound.at_zero):
-            lipschitz_constant(value, item)
-        return bound if bound.rounding else replace(bound, rounding=_refusing(type(item).__name__))
+        bound, name = self._rules[type(item)](item, *context), type(item).__name__
+        if not isinstance(bound, MapBound):
+            raise TypeError(f"the rule of {name} must return a MapBound, got {bound!r}.")
+        factors = None if bound.factors is None else np.asarray(bound.factors, dtype=np.float64)
+        if factors is not None and not (np.isfinite(factors) & (factors >= 0)).all():
+            raise ValueError(
+                f"the factors of {name} must be finite and at least 0, got {bound.factors}; give their "
+                "absolute values."
+            )
+        if bound.matrix is not None and not torch.isfinite(bound.matrix).all():
+            raise ValueError(f"the matrix of {name} must be finite.")
+        return replace(
+            bound,
+            constant=lipschitz_constant(bound.constant, item),
+            at_zero=lipschitz_constant(bound.at_zero, item),
+            rounding=_refusing(name) if bound.rounding is None else bound.rounding,
+            factors=factors if factors is None or factors.ndim else float(factors),
+        )
 
 
 def _refusing(name: str) -> Callable[[Arithmetic], Affine]:
     def rounding(arithmetic: Arithmetic) -> Affine:
         raise TypeError(
-            f"{name} has no bound on its rounding error; bring constrained layers to plain ones by "
-            "sklip.layers.to_torch, use what has one, or add it to the registered rule."
+            f"{name} has no bound on its rounding error; give its rule one, or use what has one: plain "
+            "layers, as from sklip.layers.to_torch, in the place of constrained ones."
         )
 
     return rounding
 
 
 def lipschitz_constant(value: float, described: Any) -> float:
-    """Return a value if it can be a Lipschitz constant."""
+    """Return a value, of at least FLOOR or 0, if it can be a Lipschitz constant."""
     if not 0 <= value < math.inf:
         raise ValueError(
             f"the Lipschitz bound of {type(described).__name__} must be finite and at least 0, got "
             f"{value!r}."
         )
-    return float(value)
+    number = float(value)
+    # By its bits: as a number, a subnormal one is 0 where the processor is set to flush it.
+    return max(number, FLOOR) if np.float64(number).view(np.int64) else 0.0
 
 
 def product_upper(constants: Iterable[float]) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
 from sklip.certified.direct_sums import direct_forward, flat_chain, gathered
-from sklip.certified.integrity import digest, refuse_altered
+from sklip.certified.integrity import digest, refuse_altered, refuse_hidden_state
 from sklip.certified.maps import product_upper
 from sklip.certified.margins import leading_translations, margin_bounds, margin_rounding
 from sklip.certified.norms import matrix_norm_upper
@@ -89,8 +89,13 @@ class CertifiedNetwork:
     """
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int], arithmetic: Arithmetic) -> None:
+        if arithmetic.dtype not in ("float32", "float64"):
+            raise ValueError(
+                f"networks are evaluated in 'float32' or 'float64', got {arithmetic.dtype!r}."
+            )
         for module in network.modules():
             refuse_altered(module)
+            refuse_hidden_state(module)
         self.network = network
         self.input_shape = tuple(int(side) for side in input_shape)
         self.arithmetic = arithmetic
@@ -103,7 +108,7 @@ class CertifiedNetwork:
             )
         (self.n_outputs,) = shape
         # From here on `constants` is all that is needed of the layers.
-        self._constants = [bound.constant for bound in bounds]
+        self._constants = tuple(bound.constant for bound in bounds)
         self._first_mixing = leading_translations(bounds)
         self.lipschitz_bound = product_upper(self._constants)
         self.margin_bounds = margin_bounds(chain, self._constants, self.n_outputs)
@@ -340,12 +345,20 @@ class CertifiedNetwork:
             refuse_altered(module)
         if self._current_fingerprint() != self._fingerprint:
             raise RuntimeError(
-                "The layers or weights of the network were changed after its proof, which holds no "
-                "longer; prove it anew with CertifiedNetwork.prove, and change copies only."
+                "The layers, weights or bounds of the network were changed after its proof, which "
+                "holds no longer; prove it anew with CertifiedNetwork.prove, and change copies only."
             )
 
-    def _current_fingerprint(self) -> tuple[str, tuple[int, ...], Arithmetic]:
-        return digest(self.network), self.input_shape, self.arithmetic
+    def _current_fingerprint(self) -> tuple[Any, ...]:
+        matrices = (self.margin_bounds, self.rounding.offset, self.rounding.slope)
+        return (
+            digest(self.network),
+            # Themselves, since another class may have the same name.
+            [type(module) for module in self.network.modules()],
+            (self.input_shape, self.arithmetic, self.n_outputs),
+            (self.lipschitz_bound, self.longest, self._constants, self._first_mixing),
+            [np.asarray(matrix).tobytes() for matrix in matrices],
+        )
 
     # -- other forms -------------------------------------------------------------------------
 

@@ -189,17 +189,22 @@ def row_distances_upper(matrix: Tensor, diagonal: Tensor | None = None) -> Tenso
     -------
     distances : Tensor of shape (rows, rows), float64
     """
-    exact = _finite(matrix)
-    w, exponent = _scaled(matrix)
+    exact, bits = _finite(matrix), _bits(matrix)
     scale = torch.ones(()) if diagonal is None else diagonal
-    distances = torch.stack([((w - row) * scale).square().sum(1).sqrt() for row in w])
     # n + 2 roundings under the root, two in each difference, one in the root.
-    distances *= 1 + 2 * (w.shape[1] + 8) * _UNIT
-    # Squares below 1e-308 vanish: entries up to 1e-154 of each difference.
-    bits = _bits(exact)
-    differ = torch.stack([(bits != row).any(1) for row in bits]).double()
-    distances += differ * (1e-150 * w.shape[1])
-    return torch.from_numpy(np.ldexp(distances.numpy(), exponent)) * (1 + 2 * _UNIT) + differ * FLOOR
+    slack = 1 + 2 * (exact.shape[1] + 8) * _UNIT
+    rows = []
+    for row, row_bits in zip(exact, bits, strict=True):
+        differences = ((exact - row) * scale).numpy()
+        # Divided by a power of two, so that squares neither overflow nor vanish; below 1e-308, entries
+        # up to 1e-154 of the largest, they do vanish.
+        exponent = math.frexp(float(np.abs(differences).max()))[1]
+        scaled = torch.from_numpy(np.ldexp(differences, -exponent))
+        differ = (bits != row_bits).any(1).double()
+        lengths = scaled.square().sum(1).sqrt() * slack + differ * (1e-150 * exact.shape[1])
+        unscaled = torch.from_numpy(np.ldexp(lengths.numpy(), exponent))
+        rows.append(unscaled * (1 + 2 * _UNIT) + differ * FLOOR)
+    return torch.stack(rows)
 
 
 def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:

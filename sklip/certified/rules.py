@@ -133,6 +133,10 @@ def described_chain(chain: Iterable[nn.Module], shape: Shape) -> tuple[list[MapB
         if shape is not None:
             # The value at zero: a bias, spread over the map.
             image = at_zeros(module, shape)
+            if len(image) != 1:
+                raise TypeError(
+                    f"{type(module).__name__} must treat samples apart, but makes {len(image)} of one."
+                )
             if not torch.isfinite(image).all():
                 raise ValueError(
                     f"{type(module).__name__} must give finite values for a sample of zeros, as its "
@@ -147,7 +151,7 @@ def described_chain(chain: Iterable[nn.Module], shape: Shape) -> tuple[list[MapB
 def at_zeros(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """Return the value, in float64, for one sample of zeros."""
     try:
-        image: Tensor = in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64))
+        image: Tensor = in_float64(module)(torch.zeros(1, *shape, dtype=torch.float64, device="cpu"))
     except RuntimeError as error:
         raise ValueError(
             f"{type(module).__name__} can't take samples of shape {shape}: {error}."

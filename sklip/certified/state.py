@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklip.certified.integrity import plain_settings
+from sklip.certified.integrity import plain_settings, refuse_hidden_state
 from sklip.certified.rules import LAYERS
 
 __all__ = ["network_from_state", "network_state"]
@@ -37,13 +37,8 @@ def network_state(network: nn.Module) -> dict[str, Any]:
         For a layer that holds something else than plain values and tensors.
     """
     LAYERS.refuse_unknown(network)
+    refuse_hidden_state(network)
     settings = plain_settings(network)
-    lost = set(vars(network)) - set(vars(nn.Module())) - set(settings)
-    if lost:
-        raise TypeError(
-            f"{type(network).__name__} can't be stored with its attributes {sorted(lost)}; use plain "
-            "numbers, words and lists of them, parameters or buffers."
-        )
     tensors = {**network._parameters, **network._buffers}
     return {
         "type": f"{type(network).__module__}.{type(network).__qualname__}",

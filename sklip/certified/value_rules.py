@@ -44,6 +44,12 @@ def _dropout(module: nn.Dropout, shape: Shape) -> MapBound:
 
 @register_layer(layers.Center)
 def _center(module: layers.Center, shape: Shape) -> MapBound:
+    if module.center.ndim != 1:
+        raise TypeError(
+            f"Center has no bound unless it subtracts one row, got a center of shape "
+            f"{tuple(module.center.shape)}."
+        )
+
     def rounding(arithmetic: Arithmetic) -> Affine:
         # On a map, one difference for each row of it.
         center = length_upper(module.center) * math.sqrt(math.prod((shape or ())[:-1]))

@@ -74,7 +74,7 @@ class seeded(TorchFunctionMode):  # noqa: N801
             options = {"dtype": first.dtype, "device": first.device, **kwargs}
             for name in ("input", "memory_format"):
                 options.pop(name, None)
-            generator = self._generator(options["device"])
+            generator = options.pop("generator", None) or self._generator(options["device"])
             return _LIKE[func](*args[1:], size=first.shape, generator=generator, **options)
         if func in _DROPOUTS:
             return self._dropout(func, *args, **kwargs)
