@@ -72,7 +72,7 @@ def test_scores_of_folds_in_threads_are_those_in_turn(few_digits):
 
 @pytest.mark.parametrize("parameters", MODELS.values(), ids=MODELS)
 def test_no_global_generator_moves(parameters, few_digits):
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)
     seen, stop = [], threading.Event()
 
     def watch():
@@ -89,7 +89,7 @@ def test_no_global_generator_moves(parameters, few_digits):
     assert len(seen) > 3
     assert all(seen)  # at no moment, not only in the end
     assert torch.equal(torch.get_rng_state(), torch_state)
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    np.testing.assert_equal(np.random.get_state(legacy=False), numpy_state)
 
 
 def test_no_filter_of_warnings_is_set(few_digits, monkeypatch):
