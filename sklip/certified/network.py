@@ -345,7 +345,7 @@ class CertifiedNetwork:
             refuse_altered(module)
         if self._current_fingerprint() != self._fingerprint:
             raise RuntimeError(
-                "The layers, weights or bounds of the network were changed after its proof, which "
+                "The bounds, layers or weights of the network were changed after its proof, which "
                 "holds no longer; prove it anew with CertifiedNetwork.prove, and change copies only."
             )
 

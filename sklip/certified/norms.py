@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 _UNIT = 2.0**-53
+# More than a processor that flushes subnormal numbers takes from a number, or from a difference.
+_FLUSHED = 2.0**-1020
 # Complex numbers of a frequency grid held at once.
 _GRID_VALUES = 2**22
 
@@ -162,8 +164,9 @@ def matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> float:
     """
     if diagonal is not None:
         product = _finite(matrix) * diagonal
-        # Each entry of the product is rounded once.
+        # Each entry of the product is rounded once; subnormal ones of the matrix may be flushed.
         lost = 2 * _UNIT * _rounded_up(float(product.norm()), product.numel())
+        lost += _FLUSHED * product.numel() * float(diagonal.abs().max())
         return _rounded_up(matrix_norm_upper(product) + lost)
     if not _bits(matrix).any():
         return 0.0
@@ -203,7 +206,8 @@ def row_distances_upper(matrix: Tensor, diagonal: Tensor | None = None) -> Tenso
         differ = (bits != row_bits).any(1).double()
         lengths = scaled.square().sum(1).sqrt() * slack + differ * (1e-150 * exact.shape[1])
         unscaled = torch.from_numpy(np.ldexp(lengths.numpy(), exponent))
-        rows.append(unscaled * (1 + 2 * _UNIT) + differ * FLOOR)
+        least = FLOOR + _FLUSHED * exact.shape[1] * float(scale.abs().max())
+        rows.append(unscaled * (1 + 2 * _UNIT) + differ * least)
     return torch.stack(rows)
 
 

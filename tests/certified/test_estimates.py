@@ -7,6 +7,8 @@ from sklip import lipschitz_bound, lipschitz_estimate
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp
 
+pytestmark = pytest.mark.usefixtures("seeded_torch")
+
 
 @pytest.mark.parametrize(
     ("network", "shape"),

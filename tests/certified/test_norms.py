@@ -146,8 +146,7 @@ def test_zero_matrix_has_norm_zero(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_values_of_any_floating_dtype_are_taken_as_exact(dtype):
-    torch.manual_seed(0)
+def test_values_of_any_floating_dtype_are_taken_as_exact(dtype, seeded_torch):
     w = torch.randn(4, 6).to(dtype)
     exact = w.double().numpy()
     assert Fraction(matrix_norm_upper(w)) ** 2 >= squared_matrix_norm_lower(exact)

@@ -159,13 +159,13 @@ def test_a_column_of_single_logits_certifies_no_more_than_the_flat_logits():
     assert radii.tolist() == certified_radii(logits, bounds).tolist()
 
 
-# -- normalized_margins ------------------------------------------------------------------------------
+# -- normalized_margins ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bound", [1.0, 0.5, 3])
 @pytest.mark.parametrize("disjoint", [False, True])
 @pytest.mark.parametrize("n_classes", [2, 5])
-def test_margin_radius_is_top_minus_runner_up_over_the_divisor(n_classes, disjoint, bound):
+def test_normalized_margin_is_top_minus_runner_up_over_the_divisor(n_classes, disjoint, bound):
     scores = np.random.default_rng(0).normal(size=(20, n_classes))
     scores[0, :2] = scores[0].max() + 1  # a tie at the top
     radii = normalized_margins(scores, lipschitz_bound=bound, disjoint_neurons=disjoint)
@@ -177,18 +177,18 @@ def test_margin_radius_is_top_minus_runner_up_over_the_divisor(n_classes, disjoi
 
 
 @pytest.mark.parametrize("disjoint", [False, True])
-def test_margin_radius_of_one_logit_is_its_size_over_the_bound(disjoint):
+def test_normalized_margin_of_one_logit_is_its_size_over_the_bound(disjoint):
     radii = normalized_margins([3.0, -1.0, 0.0], lipschitz_bound=2.0, disjoint_neurons=disjoint)
     assert radii.tolist() == [1.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
-def test_margin_radius_needs_a_positive_bound(bound):
+def test_normalized_margin_needs_a_positive_bound(bound):
     with pytest.raises(ValueError, match=r"^lipschitz_bound must be positive and finite"):
         normalized_margins([1.0], lipschitz_bound=bound)
 
 
 @pytest.mark.parametrize("scores", [[math.nan], [[1.0, math.inf]], [[[1.0, 2.0]]], [[1.0], [2.0]], []])
-def test_margin_radius_refuses_what_are_no_logits(scores):
+def test_normalized_margin_refuses_what_are_no_logits(scores):
     with pytest.raises(ValueError, match=r"NaN|infinity|dim|shape|column|class|sample|kth"):
         normalized_margins(scores)

@@ -133,3 +133,14 @@ def test_a_bound_of_scalers_that_cancel_does_not_vanish():
     # 1e-165 twice: a product that no float holds.
     assert transformer_bound(steps) >= FLOOR
     assert transformer_bound(steps[:-1]) >= 1e-166
+
+
+@pytest.mark.usefixtures("flushing")
+def test_a_subnormal_difference_behind_a_huge_scale_is_not_lost():
+    head = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+    torch.set_flush_denormal(False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 1e-310], [1.0, 0.0]], dtype=torch.float64))
+    torch.set_flush_denormal(True)
+    certified = CertifiedNetwork.prove(head, (2,), "float64")
+    assert certified.margin_bounds_behind(np.array([1.0, 1e300]))[0, 1] >= 1e-10
