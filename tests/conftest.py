@@ -9,8 +9,6 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from sklip import LipschitzClassifier
-
 
 @pytest.fixture(scope="session")
 def digits():
@@ -35,9 +33,3 @@ def seeded_torch():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def quick(**parameters):
-    """Return a classifier that takes a fraction of a second to fit."""
-    defaults = {"hidden_layer_sizes": (16,), "max_epochs": 5, "random_state": 0}
-    return LipschitzClassifier(**{**defaults, **parameters})
