@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklip.certified import Affine, CertifiedNetwork
 from sklip.certified.arithmetic import floored_product
 from sklip.certified.integrity import refuse_altered
-from sklip.certified.radii import predicted_codes, row_lengths_upper, softmax_budget
+from sklip.certified.radii import softmax_budget
 from sklip.estimators import LipschitzClassifier
 from sklip.estimators.base import proven_network
 from sklip.preprocessing.gains import Gains
@@ -150,15 +150,16 @@ def _labels_and_radii(
     if steps or fixed.any():
         X, gains, drift, longest = walk(steps, X, names, fixed)
         reach, bounds = gains.bound, _margin_bounds_behind(network, gains)
-    rows = classifier.network_rows(X)
-    logits, lengths = network.logits(rows), row_lengths_upper(rows)
-    budget = network.budget(logits, lengths, reach=reach, bounds=bounds, drift=drift)
+    decided = network.decisions(classifier.network_rows(X))
+    budget = network.budget(decided, reach=reach, bounds=bounds, drift=drift)
     budget = replace(budget, longest=np.minimum(budget.longest, longest))
     if inverse_temperature is not None:
         change = network.lipschitz_bound * (reach + float(drift.slope))
+        logits = decided.logits_in(network.arithmetic.dtype)
         budget += softmax_budget(logits, inverse_temperature, change)
-    labels = classifier.classes_[predicted_codes(logits)]
-    return labels, budget.radii(logits), inverse_temperature is not None
+        budget += network.logits_budget(decided, reach=reach, drift=drift)
+    labels = classifier.classes_[decided.codes]
+    return labels, budget.radii(decided.logits), inverse_temperature is not None
 
 
 def _margin_bounds_behind(network: CertifiedNetwork, gains: Gains) -> NDArray[np.float64]:

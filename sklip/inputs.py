@@ -93,9 +93,13 @@ def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def check_castable(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return rows as they are, or cast if torch has no such type; too large a value is an error."""
+    """Return rows as they are, or in a type that torch has; too large a value for `dtype` is an error.
+
+    No value is rounded coarser than to float64.
+    """
     if rows.dtype.name not in _TORCH_TYPES or not rows.dtype.isnative:
-        return cast_rows(rows, dtype)
+        exact = np.promote_types(rows.dtype, np.float32)
+        rows = cast_rows(rows, exact.name if exact.itemsize <= 8 else "float64")
     if rows.dtype.kind == "f" and rows.dtype.itemsize > np.dtype(dtype).itemsize:
         for piece in row_pieces(rows):
             cast_rows(piece, dtype)

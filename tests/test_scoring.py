@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklip import LipschitzClassifier
-from sklip.certified.direct_sums import direct_forward
+from sklip.certified.direct_sums import measured_forward
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 
@@ -98,11 +98,11 @@ def test_certified_accuracy_lies_below_accuracy_and_falls_with_eps(fitted, few_d
 def test_scorers_evaluate_the_network_once(fitted, few_digits, kind, scorer, monkeypatch):
     calls = []
 
-    def counted(network, X, arithmetic):
+    def counted(network, X, *context):
         calls.append(len(X))
-        return direct_forward(network, X, arithmetic)
+        return measured_forward(network, X, *context)
 
-    monkeypatch.setattr("sklip.certified.network.direct_forward", counted)
+    monkeypatch.setattr("sklip.certified.decisions.measured_forward", counted)
     scorer(fitted[kind], *few_digits)
     assert calls == [len(few_digits[0])]
 

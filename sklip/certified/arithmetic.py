@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,25 +54,44 @@ class Arithmetic:
 
     Parameters
     ----------
-    dtype : str, default="float32"
+    dtype : str
         Name of a NumPy floating type.
-    block : int, default=48
-        Terms of a dot product that are summed at once. Smaller blocks lose less to rounding and take
-        longer.
-    convolution_block : int, default=288
+    block : int, default=None
+        Terms of a dot product that are summed at once: smaller blocks lose less to rounding and take
+        longer. None: all of them, in whatever order.
+    convolution_block : int, default=None
         The same for a convolution, in whole channels: at least one.
     """
 
-    dtype: str = "float32"
-    block: int = 48
-    convolution_block: int = 288
+    dtype: str
+    block: int | None = None
+    convolution_block: int | None = None
 
     def __post_init__(self) -> None:
         if np.dtype(self.dtype).kind != "f":
             raise ValueError(f"dtype must name a floating type, got {self.dtype!r}.")
         for name in ("block", "convolution_block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {value}.")
+
+    @classmethod
+    def of_networks(cls, dtype: str) -> Self:
+        """Return the arithmetic in which networks of a precision are evaluated.
+
+        In float32 long sums are cut into blocks; in float64 they lose next to nothing either way.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float64"}
+
+        Returns
+        -------
+        arithmetic : Arithmetic
+        """
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        return cls(dtype, 48, 288) if dtype == "float32" else cls(dtype)
 
     @property
     def unit(self) -> float:
@@ -96,11 +115,12 @@ class Arithmetic:
 
     def gamma_of_sum(self, n_terms: int) -> float:
         """Return the constant of a dot product of `n_terms` in blocks, and a bias."""
-        return self._gamma_of_blocks(min(n_terms, self.block), -(-n_terms // self.block))
+        block = self.block or max(1, n_terms)
+        return self._gamma_of_blocks(min(n_terms, block), -(-n_terms // block))
 
     def channels_at_once(self, channels: int, taps: int) -> int:
         """Return how many channels of a convolution are summed in one block."""
-        return min(channels, max(1, self.convolution_block // taps))
+        return min(channels, max(1, (self.convolution_block or channels * taps) // taps))
 
     def gamma_of_convolution(self, channels: int, taps: int) -> float:
         """Return the constant of a convolution's sums, by either way to compute them."""

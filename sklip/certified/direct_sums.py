@@ -4,12 +4,15 @@ Note [Direct sums]
 ------------------
 A bound on rounding errors, gamma_n |W| |x| for a dot product of length n, holds for products that
 are summed directly, in whatever order. It does not hold for Winograd or FFT convolutions, TF32 or
-bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear, depending on the
-machine, the batch size and global switches. So the network is evaluated here by matrix products, and
-by oneDNN's direct convolutions, which torch offers by name on the CPU in float32, where they serve for
-large products as well (with a kernel of one pixel); elsewhere a convolution gathers its patches
-(unfold) and is a product. Long sums are cut into blocks whose sums are added in pairs, which brings the
-error of n terms in blocks of B from about n units down to B + log2(n / B).
+bfloat16 products, and torch may choose any of these behind nn.Conv2d and nn.Linear in float32,
+depending on the machine, the batch size and global switches. So the network is evaluated here by
+matrix products, and by oneDNN's direct convolutions, which torch offers by name on the CPU in float32,
+where they serve for large products as well (with a kernel of one pixel); elsewhere a convolution
+gathers its patches (unfold) and is a product. Long sums are cut into blocks whose sums are added in
+pairs, which brings the error of n terms in blocks of B from about n units down to B + log2(n / B).
+
+In float64 none of this is needed: sums stay whole, and on the CPU torch's own convolution, which has no
+other algorithm than patches and a product there, takes less than half the time.
 
 No global switch is touched. Where one allows products of lower precision, float32 networks are
 evaluated in float64 and the result is rounded.
@@ -19,8 +22,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -31,12 +35,15 @@ from sklip.certified.arithmetic import Arithmetic
 from sklip.layers import GroupSort2, Residual
 from sklip.layers.activation import sorted_pairs
 
-__all__ = ["direct_forward", "flat_chain", "gathered"]
+__all__ = ["direct_forward", "flat_chain", "forward_one_by_one", "gathered", "measured_forward"]
 
-# Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache; a
-# dense layer reads its weights once for all of them.
+# Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache,
+# in float64 fewer; a dense layer reads its weights once for all of them.
 _ROWS = 128
+_WIDE_ROWS = 32
 _DENSE_ROWS = 1024
+# Values of gathered patches at once.
+_PATCHES = 2**22
 # Multiplications of a block from which oneDNN is faster than a product by BLAS.
 _LARGE = 2**23
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
@@ -49,7 +56,6 @@ def flat_chain(network: nn.Module) -> list[nn.Module]:
     return [layer for child in network for layer in flat_chain(child)]
 
 
-@torch.no_grad()
 def direct_forward(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Tensor:
     """Return ``network(X)``, computed by direct sums in batches of bounded size.
 
@@ -71,25 +77,92 @@ def direct_forward(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Ten
     >>> import torch
     >>> from sklip.certified.arithmetic import Arithmetic
     >>> from sklip.certified.direct_sums import direct_forward
-    >>> direct_forward(torch.nn.Flatten(), torch.ones(2, 1, 2), Arithmetic()).shape
+    >>> direct_forward(torch.nn.Flatten(), torch.ones(2, 1, 2), Arithmetic("float32")).shape
     torch.Size([2, 2])
+    """
+    return measured_forward(network, X, arithmetic, ())[0]
+
+
+@torch.no_grad()
+def measured_forward(
+    network: nn.Module, X: Tensor, arithmetic: Arithmetic, measured: Collection[int]
+) -> tuple[Tensor, Tensor]:
+    """Return what :func:`direct_forward` does, and how long the inputs of some layers were.
+
+    Parameters
+    ----------
+    network, X, arithmetic
+        As for :func:`direct_forward`.
+    measured : collection of int
+        Positions in :func:`flat_chain` of the layers whose inputs are measured.
+
+    Returns
+    -------
+    outputs : Tensor of shape (n_samples, n_outputs)
+    lengths : Tensor of shape (n_samples, n_layers), float64
+        Upper bounds on L2 lengths; 0 where nothing was measured.
     """
     if X.dtype == torch.float32 and not _float32_products_are_float32():
         # Sums in float64 lose less than those in float32, however they are cut.
-        return direct_forward(copy.deepcopy(network).double(), X.double(), arithmetic).to(X.dtype)
+        wide = copy.deepcopy(network).double()
+        outputs, lengths = measured_forward(wide, X.double(), Arithmetic("float64"), measured)
+        return outputs.to(X.dtype), lengths
     layers = flat_chain(network)
-    first = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), len(layers))
+    dense = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), len(layers))
+    maps = _ROWS if X.dtype == torch.float32 else _WIDE_ROWS
+    lengths, sizes = X.new_zeros(len(X), len(layers)), dict[int, int]()
 
-    def outputs(rows: Tensor) -> Tensor:
-        # Copies: a first layer that works in place must not reach the caller's X.
-        features = (_through(layers[:first], part.clone(), arithmetic) for part in rows.split(_ROWS))
-        gathered_features = gathered(len(rows), features)
-        # Maps, on which a dense layer may work as well, would take too much memory.
-        parts = gathered_features.split(_DENSE_ROWS if gathered_features.ndim == 2 else _ROWS)
-        return gathered(len(rows), (_through(layers[first:], part, arithmetic) for part in parts))
+    def through(x: Tensor, lengths: Tensor, span: range) -> Tensor:
+        # A copy: a layer that works in place must not reach the caller's X.
+        x = x.clone()
+        for i in span:
+            if i in measured:
+                flat = x.flatten(1)
+                lengths[:, i], sizes[i] = torch.linalg.vector_norm(flat, dim=1), flat.shape[1]
+            x = _evaluated(layers[i], x, arithmetic)
+        return x
+
+    def logits(rows: Tensor, lengths: Tensor) -> Tensor:
+        for span in range(dense), range(dense, len(layers)):
+            # Maps, on which a dense layer may work as well, would take too much memory.
+            at_once = _DENSE_ROWS if rows.ndim == 2 else maps
+            parts = zip(rows.split(at_once), lengths.split(at_once), strict=True)
+            rows = gathered(len(rows), (through(*part, span) for part in parts))
+        return rows
 
     with torch.autocast(X.device.type, enabled=False):
-        return gathered(len(X), (outputs(rows) for rows in X.split(_DENSE_ROWS)))
+        parts = zip(X.split(_DENSE_ROWS), lengths.split(_DENSE_ROWS), strict=True)
+        outputs = gathered(len(X), (logits(*part) for part in parts))
+    return outputs, _lengths_upper(lengths, sizes)
+
+
+@torch.no_grad()
+def forward_one_by_one(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Return what :func:`direct_forward` does for each row alone: no row changes another's rounding.
+
+    Parameters
+    ----------
+    network, X, arithmetic
+        As for :func:`direct_forward`.
+
+    Returns
+    -------
+    outputs : Tensor of shape (n_samples, n_outputs)
+    """
+    with torch.autocast(X.device.type, enabled=False):
+        return torch.cat([_evaluated(network, row.clone(), arithmetic) for row in X.split(1)])
+
+
+def _lengths_upper(computed: Tensor, sizes: dict[int, int]) -> Tensor:
+    """Bound lengths that were computed of rows of some numbers of values: one column for each."""
+    unit, smallest = torch.finfo(computed.dtype).eps / 2, torch.finfo(computed.dtype).tiny
+    lengths = computed.double()
+    for i, n_values in sizes.items():
+        # Squares in a sum of any order, and the root; squares may be flushed to zero.
+        lost = (n_values + 4) * unit
+        factor = 1 / (1 - lost) if lost < 0.5 else math.inf
+        lengths[:, i] = lengths[:, i] * factor + 2 * math.sqrt(n_values * smallest)
+    return lengths
 
 
 def gathered(n_rows: int, parts: Iterable[Tensor]) -> Tensor:
@@ -141,15 +214,19 @@ def _float32_products_are_float32() -> bool:
         return False
 
 
-def _through(layers: Iterable[nn.Module], x: Tensor, arithmetic: Arithmetic) -> Tensor:
-    for layer in layers:
-        evaluate = _EVALUATIONS.get(type(layer))
-        x = layer(x) if evaluate is None else evaluate(layer, x, arithmetic)
+def _evaluated(layer: nn.Module, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    evaluate = _EVALUATIONS.get(type(layer))
+    return layer(x) if evaluate is None else evaluate(layer, x, arithmetic)
+
+
+def _sequential(layer: nn.Sequential, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    for child in layer:
+        x = _evaluated(child, x, arithmetic)
     return x
 
 
 def _residual(layer: Residual, x: Tensor, arithmetic: Arithmetic) -> Tensor:
-    return layer.join(x, _through(layer, x.clone(), arithmetic))
+    return layer.join(x, _sequential(layer, x.clone(), arithmetic))
 
 
 def _group_sort2(layer: GroupSort2, x: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -173,6 +250,8 @@ def _added_in_pairs(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    if arithmetic.block is None:
+        return functional.linear(x, layer.weight, layer.bias)
     block = arithmetic.block
     large = x.ndim == 2 and len(x) * block * layer.out_features >= _LARGE
     product = _pixel_product if large and _by_onednn(x) else functional.linear
@@ -196,21 +275,38 @@ def _by_onednn(x: Tensor) -> bool:
 def _conv2d(layer: nn.Conv2d, x: Tensor, arithmetic: Arithmetic) -> Tensor:
     # The same padding as Conv2d's own forward pass; "same" may need one more pixel at the end.
     left, right, top, bottom = layer._reversed_padding_repeated_twice
+    padding = (top, left)
+    if layer.padding_mode != "zeros" or (left, top) != (right, bottom):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x, padding = functional.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
+    if arithmetic.convolution_block is None and x.device.type == "cpu" and x.dtype == torch.float64:
+        return _whole_convolution(layer, x, padding)
     # Grouped ones go the general way: their blocks would differ from group to group.
-    by_onednn = layer.groups == 1 and _by_onednn(x)
-    if by_onednn and layer.padding_mode == "zeros" and (left, top) == (right, bottom):
-        return _direct_convolution(layer, x, (top, left), arithmetic)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = functional.pad(x, (left, right, top, bottom), mode=mode)
-    if by_onednn:
-        return _direct_convolution(layer, x, (0, 0), arithmetic)
+    if layer.groups == 1 and _by_onednn(x):
+        return _direct_convolution(layer, x, padding, arithmetic)
+    return _product_of_patches(layer, x, padding, arithmetic)
+
+
+def _whole_convolution(layer: nn.Conv2d, x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """By torch's own operator, which on the CPU in float64 is a product with gathered patches."""
+    settings = (layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
+    # The patches take many times the room of a sample.
+    at_once = max(1, _PATCHES // (layer.weight[0].numel() * x[0, 0].numel()))
+    if len(x) <= at_once:
+        return functional.conv2d(x, *settings)
+    return gathered(len(x), (functional.conv2d(part, *settings) for part in x.split(at_once)))
+
+
+def _product_of_patches(
+    layer: nn.Conv2d, x: Tensor, padding: tuple[int, int], arithmetic: Arithmetic
+) -> Tensor:
     # The weight's own size: the attribute may have been set since.
     kernel_size, dilation, stride = layer.weight.shape[2:], layer.dilation, layer.stride
-    sides = zip(x.shape[2:], kernel_size, dilation, stride, strict=True)
-    height, width = ((side - d * (k - 1) - 1) // s + 1 for side, k, d, s in sides)
-    outputs, block = [], arithmetic.block
+    sides = zip(x.shape[2:], kernel_size, dilation, stride, padding, strict=True)
+    height, width = ((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, d, s, p in sides)
+    outputs, block = [], arithmetic.block or layer.weight[0].numel()
     for group, weight in zip(x.chunk(layer.groups, 1), layer.weight.chunk(layer.groups), strict=True):
-        columns = functional.unfold(group, kernel_size, dilation, 0, stride)
+        columns = functional.unfold(group, kernel_size, dilation, padding, stride)
         blocks = zip(columns.split(block, 1), weight.flatten(1).split(block, 1), strict=True)
         outputs.append(_added_in_pairs(matrix @ part for part, matrix in blocks))
     result = torch.cat(outputs, 1) if layer.groups > 1 else outputs[0]
@@ -234,10 +330,6 @@ def _direct_convolution(
     return _added_in_pairs(
         convolved(part, weight, bias) for (part, weight), bias in zip(blocks, biases, strict=False)
     )
-
-
-def _sequential(layer: nn.Sequential, x: Tensor, arithmetic: Arithmetic) -> Tensor:
-    return _through(layer, x, arithmetic)
 
 
 # Layers whose own forward pass is not, or not fast, what the rules speak of; all others are called.

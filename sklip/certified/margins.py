@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from sklip.certified.maps import Course, MapBound, longest_input, product_upper
 from sklip.certified.norms import row_distances_upper
 from sklip.certified.rules import length_upper
 
-__all__ = ["leading_translations", "margin_bounds", "margin_rounding"]
+__all__ = ["MarginErrors", "leading_translations", "margin_bounds"]
 
 
 def leading_translations(bounds: Sequence[MapBound]) -> int:
@@ -54,23 +55,122 @@ def margin_bounds(
     return np.asarray(math.sqrt(2) * (1 + 2.0**-51) * bound * (1 - np.eye(n_outputs)))
 
 
-def margin_rounding(
-    chain: Sequence[nn.Module],
-    bounds: Sequence[MapBound],
-    n_outputs: int,
-    arithmetic: Arithmetic,
-    input_shape: tuple[int, ...],
-) -> tuple[Affine, float]:
-    """Bound the rounding error of all computed logit differences, and the length it holds up to."""
-    # Every value is rounded to the network's precision before the first layer.
-    lost = arithmetic.smallest * math.sqrt(math.prod(input_shape))
-    course = Course(bounds, arithmetic, Affine(lost, arithmetic.unit))
-    longest, head = longest_input(course, arithmetic), chain[-1]
-    if type(head) is not nn.Linear:
-        error = course.errors[-1]
-        both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
-        return Affine(both * error.offset, both * error.slope), longest
-    error, length = course.errors[-2], course.lengths[-2]
+class MarginErrors:
+    r"""Bounds on the rounding errors of computed differences of logits, in one arithmetic.
+
+    Before any row is seen, from the length of an input alone (`from_length`, `longest`); tighter for a
+    row of which the lengths of all values on the way are at hand (:meth:`at`).
+
+    Parameters
+    ----------
+    chain : sequence of torch.nn.Module
+        The layers in order.
+    bounds : sequence of MapBound
+        What is proven of each.
+    n_outputs : int
+    arithmetic : Arithmetic
+    input_shape : tuple of int
+
+    Attributes
+    ----------
+    arithmetic : Arithmetic
+    from_length : Affine
+        Of matrices of shape (n_outputs, n_outputs): for an input of length t, the computed difference
+        of logits i and j is at most ``offset[i, j] + slope[i, j] * t`` off.
+    longest : float
+        Length of an input up to which nothing can overflow, and these bounds hold.
+    measured : frozenset of int
+        The first layer, and those that round: the lengths of their inputs matter.
+    """
+
+    def __init__(
+        self,
+        chain: Sequence[nn.Module],
+        bounds: Sequence[MapBound],
+        n_outputs: int,
+        arithmetic: Arithmetic,
+        input_shape: tuple[int, ...],
+    ) -> None:
+        self.arithmetic, self.n_outputs = arithmetic, n_outputs
+        # Every value is rounded to the network's precision before the first layer.
+        lost = arithmetic.smallest * math.sqrt(math.prod(input_shape))
+        self._cast = Affine(lost, arithmetic.unit)
+        course = Course(bounds, arithmetic, self._cast)
+        self.longest = longest_input(course, arithmetic)
+        head = chain[-1] if type(chain[-1]) is nn.Linear else None
+        n_body = len(bounds) if head is None else len(bounds) - 1
+        self._body = list(zip(bounds[:n_body], course.own_errors[:n_body], strict=True))
+        rounding = [i for i, own in enumerate(course.own_errors) if own.slope > 0]
+        self.measured = frozenset([0, *rounding])
+        if head is None:
+            both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
+            self._distances, self._own = both, Affine(0.0 * both, 0.0 * both)
+        else:
+            self._distances, self._own = _head_errors(head, n_outputs, arithmetic)
+        error, length = course.errors[n_body], course.lengths[n_body]
+        self.from_length = Affine(
+            self._distances * error.offset + self._own.slope * length.offset + self._own.offset,
+            self._distances * error.slope + self._own.slope * length.slope,
+        ).rounded_up()
+
+    def at(self, pairs: NDArray[np.intp], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bound the errors for some rows.
+
+        Parameters
+        ----------
+        pairs : ndarray of shape (n_samples,)
+            From :func:`sklip.certified.radii.pair_rows`.
+        lengths : ndarray of shape (n_samples, n_layers)
+            Upper bounds on the lengths of what each layer was given; 0 for those that don't round.
+
+        Returns
+        -------
+        errors : ndarray of shape (n_samples, n_outputs)
+            Infinite where something might have overflown.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = Affine(self._cast.offset + self._cast.slope * lengths[:, 0])
+            for (bound, own), length in zip(self._body, lengths.T, strict=False):
+                error = bound.carry(error, Affine(length), own)
+            errors = (
+                self._distances[pairs] * np.asarray(error.offset)[:, None]
+                + np.asarray(self._own.slope)[pairs] * lengths[:, -1:]
+                + np.asarray(self._own.offset)[pairs]
+            ) * (1 + 2.0**-40)
+        known = (lengths[:, 0] <= self.longest) & np.isfinite(errors).all(axis=1)
+        return np.where(known[:, None], errors, np.inf)
+
+    def for_length(self, pairs: NDArray[np.intp], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Bound the errors for rows of which no more than the length is known.
+
+        Parameters
+        ----------
+        pairs, lengths : ndarray of shape (n_samples,)
+
+        Returns
+        -------
+        errors : ndarray of shape (n_samples, n_outputs)
+        """
+        offset, slope = np.asarray(self.from_length.offset), np.asarray(self.from_length.slope)
+        errors: NDArray[np.float64] = offset[pairs] + slope[pairs] * lengths[:, None]
+        return errors
+
+    def numbers(self) -> list[Any]:
+        """Return all that the bounds are made of, as values that can be compared."""
+        body = [(bound.constant, own) for bound, own in self._body]
+        matrices = (
+            self._distances,
+            *(self._own.offset, self._own.slope),
+            *(self.from_length.offset, self.from_length.slope),
+        )
+        values = [np.asarray(matrix).tobytes() for matrix in matrices]
+        return [self.arithmetic, self.longest, self.measured, self._cast, body, values]
+
+
+def _head_errors(
+    head: nn.Linear, n_outputs: int, arithmetic: Arithmetic
+) -> tuple[NDArray[np.float64], Affine]:
+    """Return how far differences of logits move with their input, and the errors of their own."""
     weight = head.weight.detach().cpu().double()
     columns = weight.shape[1]
     # Two roundings more than the sum: where it is done in float64, the result is cast.
@@ -87,7 +187,4 @@ def margin_rounding(
     else:
         distances = row_distances_upper(weight).numpy()
         rows, bias = rows[:, None] + rows, bias[:, None] + bias
-    share = gamma * rows + lost_weights
-    offsets = distances * error.offset + share * length.offset + gamma * bias
-    slopes = distances * error.slope + share * length.slope
-    return Affine(offsets + flushed, slopes).rounded_up(), longest
+    return distances, Affine(gamma * bias + flushed, gamma * rows + lost_weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,23 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
-from sklip.certified.direct_sums import direct_forward, flat_chain, gathered
+from sklip.certified.decisions import Decisions, decisions
+from sklip.certified.direct_sums import flat_chain
 from sklip.certified.integrity import digest, refuse_altered, refuse_hidden_state
 from sklip.certified.maps import product_upper
-from sklip.certified.margins import leading_translations, margin_bounds, margin_rounding
+from sklip.certified.margins import MarginErrors, leading_translations, margin_bounds
 from sklip.certified.norms import matrix_norm_upper
-from sklip.certified.radii import (
-    Budget,
-    certified_radii,
-    pair_rows,
-    predicted_codes,
-    row_lengths_upper,
-)
+from sklip.certified.radii import Budget, certified_radii, pair_rows
 from sklip.certified.rules import described_chain
 from sklip.certified.state import network_from_state, network_state
-from sklip.rows import as_numpy, as_tensor, row_pieces
+from sklip.rows import as_numpy
 
 __all__ = ["CertifiedNetwork"]
+
+# The part of a margin that rounding may take before float64 is asked for its radius.
+_NEGLIGIBLE = 0.01
 
 
 class CertifiedNetwork:
@@ -37,8 +35,10 @@ class CertifiedNetwork:
 
     For every x' with :math:`\|x' - x\|_2 < r` the class of x' is that of x: the class computed here in
     floating point, and that of the exact function of the stored weights. Nothing rests on how the
-    network was trained: constants are proven from its weights, in float64, and the rounding of each
-    evaluation, by direct sums in a fixed arithmetic, is charged.
+    network was trained: constants are proven from its weights, in float64, and so are bounds on the
+    rounding of each evaluation. The class is that of the exact function unless two classes are closer
+    than float64 can tell, where the radius is 0; float32 decides where that is proven to come to the
+    same (see :mod:`sklip.certified.decisions`).
 
     Made by :meth:`prove`, or by :meth:`from_state`, which proves anew.
 
@@ -63,11 +63,9 @@ class CertifiedNetwork:
         Proven L2 Lipschitz constant from a sample to the logits.
     margin_bounds : ndarray of shape (n_outputs, n_outputs)
         Proven Lipschitz constants of the differences of two logits; of the logit if there is one.
-    rounding : Affine
-        Of matrices like `margin_bounds`: for an input of length t, a computed difference of logits i
-        and j lies within ``rounding.offset[i, j] + rounding.slope[i, j] * t`` of the exact one.
-    longest : float
-        Length of an input up to which nothing can overflow; longer ones get radius 0.
+    precisions : tuple of MarginErrors
+        Bounds on the rounding of differences of logits: in `arithmetic`, and in float64 if that is
+        another.
 
     References
     ----------
@@ -89,10 +87,7 @@ class CertifiedNetwork:
     """
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int], arithmetic: Arithmetic) -> None:
-        if arithmetic.dtype not in ("float32", "float64"):
-            raise ValueError(
-                f"networks are evaluated in 'float32' or 'float64', got {arithmetic.dtype!r}."
-            )
+        Arithmetic.of_networks(arithmetic.dtype)  # refuses any other precision
         for module in network.modules():
             refuse_altered(module)
             refuse_hidden_state(module)
@@ -112,11 +107,14 @@ class CertifiedNetwork:
         self._first_mixing = leading_translations(bounds)
         self.lipschitz_bound = product_upper(self._constants)
         self.margin_bounds = margin_bounds(chain, self._constants, self.n_outputs)
-        self.rounding, self.longest = margin_rounding(
-            chain, bounds, self.n_outputs, self.arithmetic, self.input_shape
+        self.margin_bounds.flags.writeable = False
+        precisions = [arithmetic]
+        if arithmetic.dtype != "float64":
+            precisions.append(Arithmetic.of_networks("float64"))
+        self.precisions = tuple(
+            MarginErrors(chain, bounds, self.n_outputs, precision, self.input_shape)
+            for precision in precisions
         )
-        for matrix in (self.margin_bounds, self.rounding.offset, self.rounding.slope):
-            np.asarray(matrix).flags.writeable = False
         self._fingerprint = self._current_fingerprint()
 
     @classmethod
@@ -144,11 +142,9 @@ class CertifiedNetwork:
         ValueError
             For weights that are not finite.
         """
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        arithmetic = Arithmetic.of_networks(dtype)
         for module in network.modules():
             refuse_altered(module)  # before anything of it is called
-        arithmetic = Arithmetic(dtype)
         copied = copy.deepcopy(network).to(getattr(torch, dtype)).eval().requires_grad_(False)
         return cls(copied, input_shape, arithmetic)
 
@@ -163,6 +159,9 @@ class CertifiedNetwork:
     def logits(self, X: ArrayLike | Tensor) -> NDArray[np.floating[Any]]:
         r"""Return the logits, evaluated by direct sums in batches of bounded size.
 
+        Their largest is the predicted class: where only float64 can tell it, these are the logits of
+        float64, rounded so that none moves past another.
+
         Parameters
         ----------
         X : array-like or Tensor of shape (n_samples, \*input_shape), or of flat rows
@@ -173,15 +172,23 @@ class CertifiedNetwork:
         logits : ndarray of shape (n_samples, n_outputs)
             In the network's precision.
         """
-        rows, dtype = self._rows(X), getattr(torch, self.arithmetic.dtype)
-        first = next(self.network.parameters(), None)
-        device = "cpu" if first is None else first.device
-        pieces = (
-            as_tensor(piece).view(-1, *self.input_shape).to(device, dtype) for piece in row_pieces(rows)
-        )
-        parts = (direct_forward(self.network, piece, self.arithmetic) for piece in pieces)
-        outputs: NDArray[np.floating[Any]] = gathered(len(rows), parts).cpu().numpy()
-        return outputs
+        dtype = self.arithmetic.dtype
+        return np.concatenate([part.logits_in(dtype) for part in self._decided(X, 1.0)])
+
+    def predict(self, X: ArrayLike | Tensor) -> NDArray[np.intp]:
+        """Return class codes.
+
+        Parameters
+        ----------
+        X : array-like or Tensor
+            As for :meth:`logits`.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_samples,)
+            Position of the largest logit; for a single logit, 1 where it is positive.
+        """
+        return np.concatenate([part.codes for part in self._decided(X, 1.0)])
 
     def predict_with_radii(self, X: ArrayLike | Tensor) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return class codes and certified radii, in one pass.
@@ -194,7 +201,7 @@ class CertifiedNetwork:
         Returns
         -------
         codes : ndarray of shape (n_samples,)
-            Position of the largest logit; for a single logit, 1 where it is positive.
+            As from :meth:`predict`.
         radii : ndarray of shape (n_samples,)
             L2, in the units of X; 0 where nothing can be said.
 
@@ -203,8 +210,8 @@ class CertifiedNetwork:
         RuntimeError
             If layers or weights were changed after the proof.
         """
-        logits, budget = self._logits_and_budget(X)
-        return predicted_codes(logits), budget.radii(logits)
+        decided = self.decisions(X)
+        return decided.codes, self.budget(decided).radii(decided.logits)
 
     def radii(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return for each row a radius inside which the predicted class can't change.
@@ -222,7 +229,7 @@ class CertifiedNetwork:
         return self.predict_with_radii(X)[1]
 
     def rounding_loss(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
-        """Return the share of each radius that the charge for rounding takes away.
+        """Return the share of each radius that rounding takes away.
 
         Parameters
         ----------
@@ -234,17 +241,36 @@ class CertifiedNetwork:
         losses : ndarray of shape (n_samples,)
             Between 0 and 1; 0 where the radius is 0 with or without the charge.
         """
-        logits, budget = self._logits_and_budget(X)
-        uncharged, charged = certified_radii(logits, self.margin_bounds), budget.radii(logits)
+        decided = self.decisions(X)
+        uncharged = certified_radii(decided.logits, self.margin_bounds)
+        charged = self.budget(decided).radii(decided.logits)
         comparable = (uncharged > 0) & np.isfinite(uncharged)
         losses: NDArray[np.float64] = 1 - charged / np.where(comparable, uncharged, 1.0)
         return np.where(comparable, losses, 0.0)
 
-    def _logits_and_budget(self, X: ArrayLike | Tensor) -> tuple[NDArray[np.floating[Any]], Budget]:
+    def decisions(self, X: ArrayLike | Tensor) -> Decisions:
+        """Return what radii are made of: see :meth:`budget`.
+
+        Parameters
+        ----------
+        X : array-like or Tensor
+            As for :meth:`logits`.
+
+        Returns
+        -------
+        decisions : Decisions
+            Logits, bounds on their errors, and the lengths of the rows.
+
+        Raises
+        ------
+        RuntimeError
+            If layers or weights were changed after the proof.
+        """
         self.check_unchanged()
-        rows = self._rows(X)
-        logits = self.logits(rows)
-        return logits, self.budget(logits, row_lengths_upper(rows))
+        return Decisions.joined(self._decided(X, _NEGLIGIBLE))
+
+    def _decided(self, X: ArrayLike | Tensor, share: float) -> Iterator[Decisions]:
+        return decisions(self.network, self.input_shape, self.precisions, self._rows(X), share)
 
     def _rows(self, X: ArrayLike | Tensor) -> NDArray[Any]:
         array = np.asanyarray(as_numpy(X))
@@ -261,8 +287,7 @@ class CertifiedNetwork:
 
     def budget(
         self,
-        logits: NDArray[np.floating[Any]],
-        lengths: NDArray[np.float64],
+        decided: Decisions,
         *,
         reach: float = 1.0,
         bounds: NDArray[np.float64] | None = None,
@@ -275,10 +300,8 @@ class CertifiedNetwork:
 
         Parameters
         ----------
-        logits : ndarray of shape (n_samples, n_outputs)
-            What was computed for the rows.
-        lengths : ndarray of shape (n_samples,)
-            Upper bounds on the L2 lengths of what the network saw.
+        decided : Decisions
+            What was computed for the rows, from :meth:`decisions`.
         reach : float, default=1.0
             What the network sees of x' lies at most ``reach`` times the distance of x' from what it
             sees of x, the maps before being exact.
@@ -292,20 +315,41 @@ class CertifiedNetwork:
         -------
         budget : Budget
         """
-        drift, pairs = drift or Affine(), pair_rows(logits)
-        moved = np.broadcast_to(drift.offset, len(logits))
+        drift, pairs = drift or Affine(), pair_rows(decided.logits)
         bounds = floored_product(self.margin_bounds, reach) if bounds is None else bounds
-        constants, slopes = self.margin_bounds[pairs], np.asarray(self.rounding.slope)[pairs]
-        spread = reach + drift.slope
-        # Errors of the network at x and at x', and of what it sees there.
-        spent = 2.0 * np.asarray(self.rounding.offset)[pairs] + slopes * (2 * lengths + moved)[:, None]
+        moved = np.broadcast_to(drift.offset, len(pairs))[:, None]
+        constants = self.margin_bounds[pairs]
+        # What moves the exact logits, the errors at x, and those of float64 at x'.
+        exact = Budget(decided.errors + constants * moved, bounds[pairs] + constants * drift.slope)
+        return exact + self._error_budget(self.precisions[-1], decided, reach, drift)
+
+    def logits_budget(
+        self, decided: Decisions, *, reach: float = 1.0, drift: Affine | None = None
+    ) -> Budget:
+        """Return what is set aside besides where the numbers from :meth:`logits` decide.
+
+        Parameters
+        ----------
+        decided, reach, drift
+            As for :meth:`budget`.
+
+        Returns
+        -------
+        budget : Budget
+        """
+        return self._error_budget(self.precisions[0], decided, reach, drift or Affine())
+
+    def _error_budget(
+        self, precision: MarginErrors, decided: Decisions, reach: float, drift: Affine
+    ) -> Budget:
+        """Return the errors of one precision at x'."""
+        pairs, spread = pair_rows(decided.logits), reach + drift.slope
+        lengths = decided.lengths + drift.offset
+        slopes = np.asarray(precision.from_length.slope)[pairs]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return Budget(
-                spent + constants * moved[:, None],
-                bounds[pairs] + constants * drift.slope + slopes * spread,
-                # Longer rows might overflow inside the network.
-                (self.longest - lengths - moved) / spread,
-            )
+            # Longer rows might overflow inside the network.
+            longest = (precision.longest - lengths) / spread
+        return Budget(precision.for_length(pairs, lengths), slopes * spread, longest)
 
     def margin_bounds_behind(self, diagonal: NDArray[np.float64]) -> NDArray[np.float64] | None:
         r"""Return proven constants of all logit differences behind a scaling of the network's input.
@@ -350,14 +394,14 @@ class CertifiedNetwork:
             )
 
     def _current_fingerprint(self) -> tuple[Any, ...]:
-        matrices = (self.margin_bounds, self.rounding.offset, self.rounding.slope)
         return (
             digest(self.network),
             # Themselves, since another class may have the same name.
             [type(module) for module in self.network.modules()],
             (self.input_shape, self.arithmetic, self.n_outputs),
-            (self.lipschitz_bound, self.longest, self._constants, self._first_mixing),
-            [np.asarray(matrix).tobytes() for matrix in matrices],
+            (self.lipschitz_bound, self._constants, self._first_mixing),
+            self.margin_bounds.tobytes(),
+            [precision.numbers() for precision in self.precisions],
         )
 
     # -- other forms -------------------------------------------------------------------------

@@ -17,6 +17,7 @@ __all__ = [
     "certified_radii",
     "pair_rows",
     "predicted_codes",
+    "predicted_margins",
     "row_lengths_upper",
     "softmax_budget",
 ]
@@ -67,15 +68,9 @@ class Budget:
         radii : ndarray of shape (n_samples,)
             Infinite where no other class can be reached.
         """
-        scores = np.asarray(logits, dtype=np.float64)
-        finite = np.asarray(np.isfinite(scores).all(axis=1))
-        scores = np.where(finite[:, None], scores, 0.0)
+        finite = np.asarray(np.isfinite(logits).all(axis=1))
+        margins, others = predicted_margins(logits)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            if scores.shape[1] == 1:
-                margins, others = np.abs(scores), np.ones(scores.shape, dtype=bool)
-            else:
-                margins = scores.max(axis=1, keepdims=True) - scores
-                others = np.arange(scores.shape[1]) != scores.argmax(axis=1)[:, None]
             # An overflow to infinity is replaced by a smaller number, which is safe. The difference of
             # two large numbers is rounded in its last place, hence the factor on what is taken away;
             # FLOOR covers what underflow took of it.
@@ -149,6 +144,33 @@ def predicted_codes(logits: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     return np.asarray(logits.argmax(axis=1))
 
 
+def predicted_margins(
+    logits: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return margins of the predicted class, and where they are over another class.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n_samples, n_outputs)
+
+    Returns
+    -------
+    margins : ndarray of shape (n_samples, n_outputs)
+        0 in rows with a logit that is not finite.
+    others : ndarray of shape (n_samples, n_outputs)
+        False for the predicted class itself.
+    """
+    scores = np.asarray(logits, dtype=np.float64)
+    finite = np.asarray(np.isfinite(scores).all(axis=1))
+    scores = np.where(finite[:, None], scores, 0.0)
+    if scores.shape[1] == 1:
+        return np.abs(scores), np.ones(scores.shape, dtype=bool)
+    with np.errstate(over="ignore"):
+        margins = scores.max(axis=1, keepdims=True) - scores
+    others = np.arange(scores.shape[1]) != scores.argmax(axis=1)[:, None]
+    return margins, np.asarray(others)
+
+
 def pair_rows(logits: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
     """Return each row's place in matrices of bounds on pairs: those of a single logit are 1 x 1."""
     if logits.shape[1] == 1:
@@ -175,7 +197,8 @@ def softmax_budget(
     their quotients each lose a few units: :math:`e^{-\delta}` with :math:`\delta > 32 u` still lies
     below 1 after them, and the products have errors of :math:`2 u \beta \max_i |f_i|`. Scores that look
     like probabilities are replaced by their logarithms on the way (scikit-learn's
-    CalibratedClassifierCV does so), which spreads them and is at most 28.
+    CalibratedClassifierCV does so), which spreads them and is at most 28. The logits themselves may be
+    those of float64, rounded, and one moved by a unit.
 
     Parameters
     ----------
@@ -192,6 +215,6 @@ def softmax_budget(
     """
     unit = float(np.finfo(logits.dtype).eps) / 2
     sizes = np.abs(logits.astype(np.float64)).max(axis=1)
-    spent = unit * (16 * np.maximum(sizes, 28.0) + 64 / inverse_temperature)
+    spent = unit * (24 * np.maximum(sizes, 28.0) + 64 / inverse_temperature)
     everywhere = np.ones(logits.shape)
-    return Budget(spent[:, None] * everywhere, 16 * unit * largest_change * everywhere)
+    return Budget(spent[:, None] * everywhere, 24 * unit * largest_change * everywhere)

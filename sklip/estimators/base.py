@@ -226,7 +226,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
                 f"architecture must return a network with {plan.n_outputs} outputs for rows of shape "
                 f"{plan.input_shape}, got outputs of shape {tuple(outputs.shape[1:])}."
             )
-        CertifiedNetwork(to_torch(network).eval(), plan.input_shape, Arithmetic(plan.dtype))
+        CertifiedNetwork(to_torch(network).eval(), plan.input_shape, Arithmetic.of_networks(plan.dtype))
 
     def _net_settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OF_THE_NET}
@@ -354,7 +354,7 @@ def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
             "large values."
         )
     network = to_torch(polish_(module)).eval().requires_grad_(False)
-    return CertifiedNetwork(network, data.input_shape, Arithmetic(data.dtype))
+    return CertifiedNetwork(network, data.input_shape, Arithmetic.of_networks(data.dtype))
 
 
 def proven_network(estimator: LipschitzEstimator) -> CertifiedNetwork:

@@ -12,6 +12,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import nn
 
+from sklip.certified.decisions import with_winners
 from sklip.certified.radii import predicted_codes
 from sklip.estimators.base import LipschitzEstimator, proven_network
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
@@ -334,7 +335,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         labels : ndarray of shape (n_samples,)
         """
         rows = self.network_rows(X)
-        labels: NDArray[Any] = self.classes_[predicted_codes(self.certified_network_.logits(rows))]
+        labels: NDArray[Any] = self.classes_[self.certified_network_.predict(rows)]
         return labels
 
     def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
@@ -349,13 +350,13 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        rows = self.network_rows(X)
-        scaled = self.tau_ * torch.from_numpy(self.certified_network_.logits(rows))
+        logits = self.certified_network_.logits(self.network_rows(X))
+        scaled = self.tau_ * torch.from_numpy(logits)
         if scaled.shape[1] == 1:
             probabilities = torch.sigmoid(torch.cat((-scaled, scaled), dim=1))
         else:
             probabilities = torch.softmax(scaled, dim=1)
-        return probabilities.numpy()
+        return with_winners(probabilities.numpy(), predicted_codes(logits))
 
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
         r"""Return for each row a radius inside which the predicted class can't change.

@@ -14,7 +14,7 @@ from sklip.certified.direct_sums import _added_in_pairs, direct_forward, flat_ch
 from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
 
-FLOAT32, FLOAT64 = Arithmetic("float32"), Arithmetic("float64")
+FLOAT32, FLOAT64 = map(Arithmetic.of_networks, ("float32", "float64"))
 
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
@@ -202,6 +202,6 @@ exact = direct_forward(network.double(), X.double(), Arithmetic("float64"))
 network.float()
 with contextlib.suppress(AttributeError):  # versions of torch without this switch
     torch.{switch}
-assert (direct_forward(network, X, Arithmetic("float32")) - exact).abs().max() < 1e-5
+assert (direct_forward(network, X, Arithmetic.of_networks("float32")) - exact).abs().max() < 1e-5
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -143,11 +143,16 @@ def larger_bounds_in_place(certified):
 
 
 def longer(certified):
-    certified.longest *= 2
+    certified.precisions[-1].longest *= 2
 
 
 def no_rounding(certified):
-    certified.rounding = Affine(0 * certified.rounding.offset, 0 * certified.rounding.slope)
+    error = certified.precisions[-1].from_length
+    certified.precisions[-1].from_length = Affine(0 * error.offset, 0 * error.slope)
+
+
+def one_precision(certified):
+    certified.precisions = certified.precisions[:1]
 
 
 def other_blocks(certified):
@@ -160,7 +165,7 @@ def larger_buffer(certified):
 
 CHANGES = [
     *(made_subclass, larger_bounds, larger_bounds_in_place, longer, no_rounding, other_blocks),
-    larger_buffer,
+    *(larger_buffer, one_precision),
 ]
 
 

@@ -22,7 +22,8 @@ def proven(network, n_outputs, shape=None):
     widths = [m.in_features for m in network.modules() if isinstance(m, nn.Linear)]
     dtypes = {str(value.dtype).removeprefix("torch.") for value in network.parameters()}
     shape = (widths[0] if widths else n_outputs,) if shape is None else shape
-    certified = CertifiedNetwork(network, shape, Arithmetic(*dtypes))
+    (dtype,) = dtypes or {"float32"}
+    certified = CertifiedNetwork(network, shape, Arithmetic.of_networks(dtype))
     assert certified.n_outputs == n_outputs
     return certified
 
@@ -385,7 +386,7 @@ def test_weights_of_the_head_that_are_flushed_to_zero_are_charged():
     head = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         head.weight.fill_(1e-39)
-    charges = proven(head, 1).rounding
+    charges = proven(head, 1).precisions[0].from_length
     # Where subnormal numbers are flushed, 1e-39 * 1e18 is 0.
     assert charges.offset[0, 0] + charges.slope[0, 0] * 1e18 >= 1e-21
 
@@ -395,12 +396,12 @@ def test_rows_of_the_head_whose_squares_vanish_are_charged():
     with torch.no_grad():
         head.weight.fill_(1e-170)
         head.weight[1] *= -1
-    slope = proven(head, 2).rounding.slope[0, 1]
+    slope = proven(head, 2).precisions[0].from_length.slope[0, 1]
     assert slope >= 2 * math.sqrt(3) * 1e-170 * 2.0**-53
 
 
 def test_the_head_is_charged_by_its_weight_whatever_its_attributes_say():
     head = nn.Linear(1000, 2)
-    honest = proven(head, 2).rounding.slope
+    honest = proven(head, 2).precisions[0].from_length.slope
     head.in_features = 1
-    np.testing.assert_array_equal(proven(head, 2, (1000,)).rounding.slope, honest)
+    np.testing.assert_array_equal(proven(head, 2, (1000,)).precisions[0].from_length.slope, honest)

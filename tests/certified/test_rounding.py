@@ -12,7 +12,7 @@ from torch import nn
 
 from sklip import CertifiedNetwork, LipschitzClassifier, layers
 from sklip.certified import Affine, Arithmetic, Budget, MapBound, exact, register_layer
-from sklip.certified.direct_sums import direct_forward
+from sklip.certified.direct_sums import direct_forward, measured_forward
 from sklip.certified.maps import Course
 from sklip.certified.radii import row_lengths_upper
 from sklip.certified.rules import LAYERS, described_chain
@@ -20,7 +20,7 @@ from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
 from sklip.preprocessing.rules import described_transformer
 
-FLOAT32, FLOAT64 = Arithmetic("float32"), Arithmetic("float64")
+FLOAT32, FLOAT64 = map(Arithmetic.of_networks, ("float32", "float64"))
 
 
 def described(layer, shape):
@@ -103,18 +103,26 @@ def test_the_charge_covers_the_error_of_float32(build, n_outputs, kind, mkldnn, 
     network = randomised(build(shape, n_outputs))
     certified = CertifiedNetwork.prove(network, shape)
     # Far above any data, far below the largest float32, 3e38.
-    assert 1e10 < certified.longest < 1e19
+    assert 1e10 < certified.precisions[0].longest < 1e19
     x = hostile(kind, n_rows, shape)
+    single = certified.precisions[0]
     with torch.backends.mkldnn.flags(enabled=mkldnn):
-        computed = direct_forward(network, torch.from_numpy(x), FLOAT32).double().numpy()
+        computed, inside = measured_forward(network, torch.from_numpy(x), FLOAT32, single.measured)
+    computed, inside = computed.double().numpy(), inside.numpy()
     # float64 is 2 ** 29 times more precise: its own error is below a millionth of the charge.
     precise = direct_forward(network.double(), torch.from_numpy(x).double(), FLOAT64).numpy()
     error = computed - precise
-    if n_outputs > 1:
-        error = error[:, :, None] - error[:, None, :]
     lengths = np.linalg.norm(x.reshape(n_rows, -1).astype(np.float64), axis=1)
-    charge = certified.rounding.offset + certified.rounding.slope * lengths[:, None, None]
-    assert (np.abs(error).reshape(charge.shape) <= charge).all()
+    assert (inside[:, 0] >= lengths).all()
+    for pair in range(n_outputs):
+        pairs = np.full(n_rows, pair)
+        off = np.abs(error - error[:, [pair]] * (n_outputs > 1))
+        assert (off <= single.for_length(pairs, lengths)).all()
+        # What is known of the values on the way makes the charge smaller; measured lengths of tiny
+        # values are rounded up.
+        assert (off <= single.at(pairs, inside)).all()
+        if kind in ("one huge pixel", "image"):
+            assert (single.at(pairs, inside) <= single.for_length(pairs, lengths) * (1 + 1e-4)).all()
 
 
 # -- one layer at a time ----------------------------------------------------------------------
@@ -417,8 +425,8 @@ def test_the_charge_covers_the_rounding_of_the_input():
     ("parameters", "largest_loss"),
     [
         ({"dtype": "float64"}, 1e-9),
-        ({"dtype": "float32"}, 1e-2),
-        ({"dtype": "float32", "input_shape": (1, 8, 8)}, 1e-2),
+        ({"dtype": "float32"}, 5e-3),
+        ({"dtype": "float32", "input_shape": (1, 8, 8)}, 5e-3),
     ],
     ids=str,
 )
@@ -427,6 +435,8 @@ def test_the_charge_is_small(digits, parameters, largest_loss):
     clf = LipschitzClassifier(max_epochs=10, random_state=0, **parameters).fit(X, y)
     losses = clf.rounding_loss(X)
     assert 0 < np.median(losses) <= largest_loss
+    # What would lose more is evaluated in float64.
+    assert losses[clf.certificates_(X) > 0].max() <= 0.011
     assert (losses >= 0).all()
     assert (losses <= 1).all()
 
@@ -528,7 +538,7 @@ def test_row_lengths_are_upper_bounds():
 @pytest.mark.parametrize("build", [lipschitz_cnn, tutorial_cnn, mixed_network])
 def test_rows_as_long_as_is_allowed_do_not_overflow(build):
     network = randomised(build((1, 12, 12), 3))
-    longest = CertifiedNetwork.prove(network, (1, 12, 12)).longest
+    longest = CertifiedNetwork.prove(network, (1, 12, 12)).precisions[0].longest
     rows = np.random.default_rng(0).normal(size=(50, 1, 12, 12))
     rows *= longest / np.linalg.norm(rows.reshape(50, -1), axis=1)[:, None, None, None]
     computed = direct_forward(network, torch.from_numpy(rows.astype(np.float32)), FLOAT32)
@@ -554,7 +564,7 @@ OVERFLOWING_BRANCHES = {
 @pytest.mark.parametrize("branch", OVERFLOWING_BRANCHES.values(), ids=OVERFLOWING_BRANCHES.keys())
 def test_rows_as_long_as_is_allowed_do_not_overflow_inside_a_residual(branch):
     network = nn.Sequential(layers.Residual(*branch), layers.Residual(layers.FullSort()))
-    longest = CertifiedNetwork.prove(network, (4,)).longest
+    longest = CertifiedNetwork.prove(network, (4,)).precisions[0].longest
     # Inside, values grow by 1e25 or 4e25, and must stay below the root of 3e38.
     assert 1e-8 < longest < 1e-6
 
@@ -581,7 +591,7 @@ def test_values_inside_a_residual_do_not_overflow_where_nothing_is_rounded(monke
     register_layer(Power)(lambda module, shape: MapBound(module.factor, exact))
     branch = [Power(80), Power(-80)]
     for network in (layers.Residual(*branch), nn.Sequential(layers.Residual(layers.Residual(*branch)))):
-        longest = CertifiedNetwork.prove(network, (4,)).longest
+        longest = CertifiedNetwork.prove(network, (4,)).precisions[0].longest
         # A quarter of the root of 2 ** 128 is left for the values.
         assert 2.0**-20 < longest <= 2.0 ** (62 - 80)
 
@@ -599,8 +609,8 @@ def test_the_charge_of_a_residual_bounds_the_sums_inside(wrap):
 def test_rows_that_might_overflow_certify_nothing(digits):
     X, y = digits
     clf = LipschitzClassifier(dtype="float32", max_epochs=2, random_state=0).fit(X, y)
-    assert (clf.certificates_(np.full((1, 64), 1e30)) == 0).all()
-    assert clf.certified_network_.longest > 1e10
+    assert (clf.certificates_(np.full((1, 64), 1e160)) == 0).all()
+    assert clf.certified_network_.precisions[1].longest > 1e140
 
 
 def test_a_layer_without_a_rule_is_refused_by_name():
@@ -680,7 +690,9 @@ def test_margin_bounds_are_not_changed_by_the_precision():
     single, double = (CertifiedNetwork.prove(network, (4,), dtype) for dtype in ("float32", "float64"))
     np.testing.assert_array_equal(single.margin_bounds, double.margin_bounds)
     others = ~np.eye(3, dtype=bool)
-    assert (single.rounding.slope > double.rounding.slope)[others].all()
+    assert (single.precisions[0].from_length.slope > double.precisions[0].from_length.slope)[
+        others
+    ].all()
 
 
 def test_a_linear_layer_on_a_map_is_charged_for_each_of_its_rows():

@@ -86,12 +86,15 @@ def assert_equal_certificates(one, other, X):
         (one.logits(X), other.logits(X)),
         *zip(one.predict_with_radii(X), other.predict_with_radii(X), strict=True),
         (one.margin_bounds, other.margin_bounds),
-        (one.rounding.offset, other.rounding.offset),
-        (one.rounding.slope, other.rounding.slope),
+        (one.precisions[0].from_length.offset, other.precisions[0].from_length.offset),
+        (one.precisions[0].from_length.slope, other.precisions[0].from_length.slope),
     ]:
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert (one.lipschitz_bound, one.longest) == (other.lipschitz_bound, other.longest)
+    assert (one.lipschitz_bound, one.precisions[0].longest) == (
+        other.lipschitz_bound,
+        other.precisions[0].longest,
+    )
     assert (one.arithmetic, one.input_shape) == (other.arithmetic, other.input_shape)
     assert digest(one.network) == digest(other.network)
 

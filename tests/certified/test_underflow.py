@@ -62,13 +62,13 @@ def test_radii_of_a_network_that_hardly_moves_are_finite():
     certified = CertifiedNetwork.prove(network, (1,), "float64")
     radius = certified.radii([[1.0]])
     # Proven up to the length from which something might overflow, and no further.
-    assert 0 < radius[0] <= certified.longest
+    assert 0 < radius[0] <= certified.precisions[0].longest
 
 
 def test_a_drift_multiplied_by_a_tiny_constant_is_still_charged():
     certified = CertifiedNetwork.prove(scaling(1e-200, 1.0), (1,), "float64")
-    logits = np.array([[1.0]])
-    budget = certified.budget(logits, np.ones(1), reach=1e-200, drift=Affine(0.0, 0.0))
+    decided = certified.decisions([[1.0]])
+    budget = certified.budget(decided, reach=1e-200, drift=Affine(0.0, 0.0))
     assert budget.per_distance[0, 0] >= FLOOR
 
 
@@ -120,8 +120,8 @@ def test_center_on_a_map_is_charged_for_each_of_its_rows():
         X.astype(np.float64) - certified.network[0].center.double().numpy()
     ).reshape(2, -1)
     unit, length = 2.0**-24, 1000.1 * math.sqrt(3 * 5 * 4)
-    assert certified.rounding.offset.max() >= 1.499 * unit * length
-    assert np.linalg.norm(error, axis=1).max() <= certified.rounding.offset.max()
+    assert certified.precisions[0].from_length.offset.max() >= 1.499 * unit * length
+    assert np.linalg.norm(error, axis=1).max() <= certified.precisions[0].from_length.offset.max()
     # For one row alone the charge would be too small for this error.
     assert np.linalg.norm(error, axis=1).max() > 0.3 * unit * 1000.1 * math.sqrt(4)
 

@@ -1,0 +1,197 @@
+r"""Which class each row gets: that of an evaluation in float64, in float32 where that proves the same.
+
+Note [Floating-point filter]
+----------------------------
+Let f be the exact function of the stored weights, E32(x) and E64(x) bounds on the errors of computed
+differences of its logits. A row is evaluated in float32. If every margin of the predicted class
+exceeds E32(x) + E64(x), the exact margins exceed E64(x), so that float64 would predict the same;
+otherwise float64 is asked. Where a margin there is at most 2 E64(x), even the order of its sums may
+decide: such a row is evaluated alone, so that it gets the same class in any company. Hence
+
+* the class is that of f wherever the margins of f exceed E64, in whichever precision it was found;
+* with m_j a lower bound on the exact margins at x, every x' with K_j |x' - x| + E64(x') < m_j gets the
+  class of x. E32 is spent once, at x, and only by radii of which it takes a negligible part.
+
+References
+----------
+Shewchuk (1997), Adaptive precision floating-point arithmetic and fast robust geometric predicates.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sklip.certified.direct_sums import forward_one_by_one, measured_forward
+from sklip.certified.margins import MarginErrors
+from sklip.certified.radii import pair_rows, predicted_codes, predicted_margins
+from sklip.rows import as_tensor, row_pieces
+
+__all__ = ["Decisions", "decisions", "with_winners"]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Logits that decide, and how far their differences may be from the exact ones.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n_samples, n_outputs), float64
+    errors : ndarray of shape (n_samples, n_outputs)
+        Bounds on the errors of the predicted class's margins over each class.
+    lengths : ndarray of shape (n_samples,)
+        Upper bounds on the L2 lengths of the rows.
+    """
+
+    logits: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    lengths: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Decisions]) -> Decisions:
+        """Return the decisions on several pieces of X as one."""
+        fields = zip(*((part.logits, part.errors, part.lengths) for part in parts), strict=True)
+        return cls(*map(np.concatenate, fields))
+
+    @classmethod
+    def empty(cls, n_samples: int, n_outputs: int) -> Decisions:
+        """Return room for decisions."""
+        shape = (n_samples, n_outputs)
+        return cls(np.empty(shape), np.empty(shape), np.empty(n_samples))
+
+    def take(self, rows: NDArray[np.intp] | slice, others: Decisions) -> None:
+        """Write others in the place of some rows."""
+        self.logits[rows], self.errors[rows] = others.logits, others.errors
+        self.lengths[rows] = others.lengths
+
+    @property
+    def codes(self) -> NDArray[np.intp]:
+        """Predicted classes."""
+        return predicted_codes(self.logits)
+
+    def logits_in(self, dtype: str) -> NDArray[np.floating[Any]]:
+        """Return the logits, rounded to another precision, in which they predict the same classes."""
+        largest = np.finfo(dtype).max
+        # Below the largest number, so that the winner can be moved above all others.
+        limit = np.nextafter(largest, 0, dtype=dtype)
+        rounded = np.clip(self.logits, -limit, limit).astype(dtype)
+        return with_winners(rounded, self.codes)
+
+
+def with_winners(
+    scores: NDArray[np.floating[Any]], codes: NDArray[np.intp]
+) -> NDArray[np.floating[Any]]:
+    """Return scores in which rounding made ties, with the right one of each row above the others.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples, n_outputs)
+        Changed in place, by one unit where the prediction would be another.
+    codes : ndarray of shape (n_samples,)
+        Predicted classes.
+
+    Returns
+    -------
+    scores : ndarray of shape (n_samples, n_outputs)
+    """
+    wrong = np.flatnonzero((predicted_codes(scores) != codes) & np.isfinite(scores).all(axis=1))
+    tiny = np.finfo(scores.dtype).tiny
+    if scores.shape[1] == 1:
+        scores[wrong, 0] = tiny
+    else:
+        top = scores[wrong].max(axis=1)
+        # No subnormal number, which may be flushed to zero.
+        above = np.nextafter(top, np.inf, dtype=scores.dtype)
+        scores[wrong, codes[wrong]] = np.where(np.abs(top) < tiny, 2 * tiny, above)
+    return scores
+
+
+def decisions(
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    precisions: Sequence[MarginErrors],
+    rows: NDArray[Any],
+    share: float,
+) -> Iterator[Decisions]:
+    """Evaluate flat rows, a piece at a time, in the first precision that is exact enough for each.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        A plain network.
+    input_shape : tuple of int
+    precisions : sequence of MarginErrors
+        That of the network, and float64, which may be the same.
+    rows : ndarray of shape (n_samples, n_values)
+        The caller's own values, of any type.
+    share : float
+        How much of every margin the errors may take, at most 1, before float64 is asked.
+
+    Yields
+    ------
+    decisions : Decisions
+    """
+    evaluate = _Evaluation(network, precisions[0].arithmetic.dtype, input_shape)
+    *_, finest = precisions
+    for piece in row_pieces(rows):
+        pending = np.arange(len(piece))
+        decided = Decisions.empty(len(piece), finest.n_outputs)
+        for precision in precisions:
+            if len(pending) == 0:
+                break
+            found = evaluate.together(
+                piece if len(pending) == len(piece) else piece[pending], precision
+            )
+            decided.take(pending, found)
+            needed = found.errors + finest.for_length(pair_rows(found.logits), found.lengths)
+            if precision is not finest:
+                needed = np.maximum(needed, found.errors / share)
+            margins, others = predicted_margins(found.logits)
+            settled = ((margins > needed * (1 + 2.0**-40)) | ~others).all(axis=1)
+            pending = pending[~settled]
+        unsure = pending[np.isfinite(decided.logits[pending]).all(axis=1)]
+        if len(unsure):
+            decided.take(unsure, evaluate.one_by_one(piece[unsure], decided.lengths[unsure], finest))
+        yield decided
+
+
+class _Evaluation:
+    """A network, and once it is needed, its copy in another precision."""
+
+    def __init__(self, network: nn.Module, dtype: str, input_shape: tuple[int, ...]) -> None:
+        first = next(network.parameters(), None)
+        self._device = "cpu" if first is None else first.device
+        self._network, self._networks = network, {dtype: network}
+        self._input_shape = input_shape
+
+    def _prepared(self, rows: NDArray[Any], dtype_name: str) -> tuple[nn.Module, Tensor]:
+        dtype = getattr(torch, dtype_name)
+        if dtype_name not in self._networks:
+            self._networks[dtype_name] = copy.deepcopy(self._network).to(dtype)
+        x = as_tensor(rows).view(-1, *self._input_shape).to(self._device, dtype)
+        return self._networks[dtype_name], x
+
+    def together(self, rows: NDArray[Any], precision: MarginErrors) -> Decisions:
+        """Evaluate rows in batches."""
+        network, x = self._prepared(rows, precision.arithmetic.dtype)
+        outputs, inside = measured_forward(network, x, precision.arithmetic, precision.measured)
+        logits, lengths = outputs.double().cpu().numpy(), inside.cpu().numpy()
+        # Of the caller's rows: a cast moved their lengths by less.
+        lengths[:, 0] = lengths[:, 0] * (1 + 2.0**-20) + 1e-30
+        return Decisions(logits, precision.at(pair_rows(logits), lengths), lengths[:, 0])
+
+    def one_by_one(
+        self, rows: NDArray[Any], lengths: NDArray[np.float64], precision: MarginErrors
+    ) -> Decisions:
+        """Evaluate each row alone; their lengths are known."""
+        network, x = self._prepared(rows, precision.arithmetic.dtype)
+        outputs = forward_one_by_one(network, x, precision.arithmetic)
+        logits = outputs.double().cpu().numpy()
+        return Decisions(logits, precision.for_length(pair_rows(logits), lengths), lengths)
