@@ -13,6 +13,7 @@ torchattacks asks for an old requests, and for torchvision without a use for it;
     python benchmarks/attacks.py digits
     python benchmarks/attacks.py mnist
     python benchmarks/attacks.py mnist-cnn
+    python benchmarks/attacks.py cifar10-cnn --archive cifar10_train.npz
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import foolbox
 import numpy as np
 import torch
 import torchattacks
+from cifar10 import load_cifar10
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
@@ -57,10 +59,12 @@ class Part(NamedTuple):
 
 BOTH = ("none", "StandardScaler"), ("float32", "float64")
 IMAGES = {"max_epochs": 2, "input_shape": (1, 28, 28)}
+COLOURS = {"max_epochs": 3, "input_shape": (3, 32, 32)}
 PARTS = {
     "digits": Part(tuple(MODELS), *BOTH, {}),
     "mnist": Part(tuple(MODELS), *BOTH, {"max_epochs": 3}),
     "mnist-cnn": Part(("tau=10",), ("none",), ("float32",), IMAGES),
+    "cifar10-cnn": Part(("tau=1", "tau=10"), ("none",), ("float32",), COLOURS),
 }
 
 
@@ -117,9 +121,9 @@ def from_torchattacks(raw: Raw, name: str, steps: int, queries: int) -> Callable
             "FAB-T": lambda: torchattacks.FAB(model, steps=steps, multi_targeted=True, **common),
             "Square": lambda: torchattacks.Square(model, n_queries=queries, **common),
         }[name]()
-        side = int(X.shape[1] ** 0.5)
+        shape = raw.shape if len(raw.shape) == 3 else (1, int(X.shape[1] ** 0.5), -1)
         images = (torch.from_numpy(X) - LOWEST) / (HIGHEST - LOWEST)
-        found = attack(images.float().view(-1, 1, side, side), torch.from_numpy(labels))
+        found = attack(images.float().view(-1, *shape), torch.from_numpy(labels))
         return LOWEST + (HIGHEST - LOWEST) * found.flatten(1).double().detach().numpy()
 
     return run
@@ -196,11 +200,14 @@ def attack_pipeline(
     return radii, ratios, violations
 
 
-def load(data: str, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load(data: str, n_rows: int, archive: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return training rows, their labels, and test rows: pixels in [0, 1], exact in float32."""
     if data == "digits":
         X, y = load_digits(return_X_y=True)
         X_train, X_test, y_train, _ = train_test_split(X / 16, y, random_state=0)
+    elif data == "cifar10-cnn":
+        X_train, y_train, X_test, _ = load_cifar10(archive, 2000)
+        X_train, X_test = (X.reshape(len(X), -1).astype(np.float64) for X in (X_train, X_test))
     else:
         X, y = fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True)
         X = (X / 255).astype(np.float32).astype(np.float64)
@@ -215,9 +222,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000, help="test rows, at most")
     parser.add_argument("--steps", type=int, default=100, help="steps of each attack")
     parser.add_argument("--queries", type=int, default=1000, help="queries of the square attack")
+    parser.add_argument("--archive", help="file of CIFAR-10's training images")
     arguments = parser.parse_args()
     part = PARTS[arguments.part]
-    X_train, y_train, X_test = load(arguments.part, arguments.rows)
+    X_train, y_train, X_test = load(arguments.part, arguments.rows, arguments.archive)
     start = time.perf_counter()
     print(f"{arguments.part}, {len(X_test)} test rows; medians of distance / radius by attack\n")
     columns = ["model", "scaler", "precision", "median radius", "examples", "violations", "smallest"]

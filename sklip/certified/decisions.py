@@ -34,7 +34,7 @@ from sklip.certified.margins import MarginErrors
 from sklip.certified.radii import pair_rows, predicted_codes, predicted_margins
 from sklip.rows import as_tensor, row_pieces
 
-__all__ = ["Decisions", "decisions", "with_winners"]
+__all__ = ["Decisions", "decide", "with_winners"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def with_winners(
     return scores
 
 
-def decisions(
+def decide(
     network: nn.Module,
     input_shape: tuple[int, ...],
     precisions: Sequence[MarginErrors],
