@@ -135,7 +135,7 @@ def attacked(certified: CertifiedNetwork, X: torch.Tensor) -> tuple[np.ndarray, 
         _, found, _ = attack(model, X, criterion, epsilons=eps)
         for examples in found if isinstance(found, list) else [found]:
             # What counts is what the certificate speaks of: the class that is predicted.
-            fooled = certified.predict_with_radii(examples)[0] != codes
+            fooled = certified.predict(examples) != codes
             change = (examples - X).double().flatten(1).norm(dim=1).numpy()
             distances.append(change[fooled])
             of_rows.append(radii[fooled])

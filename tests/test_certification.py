@@ -611,6 +611,35 @@ def test_a_temperature_that_makes_probabilities_tie_costs_its_radius(n_classes, 
         assert (radii > 0).mean() > 0.9
 
 
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_temperature_pays_for_float32_in_the_neighbourhood(n_classes):
+    """The softmax decides by logits in float32, where the classifier alone asks float64."""
+    rng = np.random.default_rng(0)
+    X = 1e4 * rng.normal(size=(300, 4))
+    y = X[:, :n_classes].argmax(axis=1)
+    model = quick(dtype="float32", max_epochs=20).fit(X, y)
+    estimator = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(X, y)
+    one, other = 1e4 * rng.normal(size=(2, 2000, 4))
+    labels = model.predict(one)
+    for _ in range(30):
+        middle = (one + other) / 2
+        same = (model.predict(middle) == labels)[:, None]
+        # Rows as far from another class as a few errors of float32.
+        closer = np.linalg.norm(one - other, axis=1, keepdims=True) > 0.05
+        one, other = np.where(same & closer, middle, one), np.where(~same & closer, middle, other)
+    plain, radii = model.certificates_(one), certificates(estimator, one)
+    labels = estimator.predict(one)
+    assert 0.05 < (radii == 0).mean() < 0.95
+    network, certain = model.certified_network_, radii > 0
+    others = network.margin_bounds > 0
+    slope = network.precisions[0].from_length.slope[others].min() / network.margin_bounds.max()
+    charge = slope * np.linalg.norm(one, axis=1)
+    assert (plain - radii >= 0.9 * charge)[certain].all()
+    step = other - one
+    step *= ((1 - 1e-6) * radii / np.linalg.norm(step, axis=1))[:, None]
+    assert (estimator.predict(one + step) == labels)[certain].all()
+
+
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
 from sklip.certified.maps import Course, MapBound, longest_input, product_upper
 from sklip.certified.norms import row_distances_upper
+from sklip.certified.radii import Budget
 from sklip.certified.rules import length_upper
 
 __all__ = ["MarginErrors", "leading_translations", "margin_bounds"]
@@ -154,6 +155,29 @@ class MarginErrors:
         offset, slope = np.asarray(self.from_length.offset), np.asarray(self.from_length.slope)
         errors: NDArray[np.float64] = offset[pairs] + slope[pairs] * lengths[:, None]
         return errors
+
+    def budget(
+        self, pairs: NDArray[np.intp], lengths: NDArray[np.float64], reach: float, drift: Affine
+    ) -> Budget:
+        """Return what the errors for neighbours x' of some rows x take of the margins.
+
+        Parameters
+        ----------
+        pairs, lengths : ndarray of shape (n_samples,)
+            Of the rows x.
+        reach, drift
+            As for :meth:`sklip.CertifiedNetwork.budget`.
+
+        Returns
+        -------
+        budget : Budget
+        """
+        spread, lengths = reach + drift.slope, lengths + drift.offset
+        slopes = np.asarray(self.from_length.slope)[pairs]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            # Longer rows might overflow inside the network.
+            longest = (self.longest - lengths) / spread
+            return Budget(self.for_length(pairs, lengths), slopes * spread, longest)
 
     def numbers(self) -> list[Any]:
         """Return all that the bounds are made of, as values that can be compared."""

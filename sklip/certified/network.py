@@ -322,35 +322,7 @@ class CertifiedNetwork:
             moved = constants * np.broadcast_to(drift.offset, len(pairs))[:, None]
         # What moves the exact logits, the errors at x, and those of float64 at x'.
         exact = Budget(decided.errors + moved, bounds[pairs] + constants * drift.slope)
-        return exact + self._error_budget(self.precisions[-1], decided, reach, drift)
-
-    def logits_budget(
-        self, decided: Decisions, *, reach: float = 1.0, drift: Affine | None = None
-    ) -> Budget:
-        """Return what is set aside besides where the numbers from :meth:`logits` decide.
-
-        Parameters
-        ----------
-        decided, reach, drift
-            As for :meth:`budget`.
-
-        Returns
-        -------
-        budget : Budget
-        """
-        return self._error_budget(self.precisions[0], decided, reach, drift or Affine())
-
-    def _error_budget(
-        self, precision: MarginErrors, decided: Decisions, reach: float, drift: Affine
-    ) -> Budget:
-        """Return the errors of one precision at x'."""
-        pairs, spread = pair_rows(decided.logits), reach + drift.slope
-        lengths = decided.lengths + drift.offset
-        slopes = np.asarray(precision.from_length.slope)[pairs]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # Longer rows might overflow inside the network.
-            longest = (precision.longest - lengths) / spread
-            return Budget(precision.for_length(pairs, lengths), slopes * spread, longest)
+        return exact + self.precisions[-1].budget(pairs, decided.lengths, reach, drift)
 
     def margin_bounds_behind(self, diagonal: NDArray[np.float64]) -> NDArray[np.float64] | None:
         r"""Return proven constants of all logit differences behind a scaling of the network's input.
