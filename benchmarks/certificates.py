@@ -1,9 +1,8 @@
-"""What the certificates of sklip's defaults cost on MNIST: tightness, rounding, time.
+"""What the certificates of sklip's defaults cost on MNIST: tightness and time.
 
 Trains the default network (tau = 3) in float32, proves the same weights for float64 too, and prints
-the proven bounds beside an estimate from below, the time to prove them, the share of the radius that
-rounding takes (as predict sums, and as it would be without blocks), and the time of certificates_ and
-of a scorer against predict.
+the proven bounds beside an estimate from below, the time to prove them, and the time of certificates_
+and of a scorer against predict. What rounding costs is measured by rounding.py.
 
     python benchmarks/certificates.py --epochs 10
 """
@@ -24,7 +23,6 @@ from sklip import (
     lipschitz_bound,
     lipschitz_estimate,
 )
-from sklip.certified import Arithmetic
 from sklip.certified.direct_sums import flat_chain
 
 
@@ -58,15 +56,6 @@ def main() -> None:
     for name, value in median_seconds(proofs, repeats=3).items():
         print(f"| seconds to prove it: {name} | {value:.2f} |")
     wide = certified.in_float64()
-    one_block = CertifiedNetwork(plain, shape, Arithmetic("float32", 2**62, 2**62))
-    losses = {
-        "float32": clf.rounding_loss(X_test),
-        # Its logits hardly differ: what is larger is the charge.
-        "float32 with plain sums, one block": one_block.rounding_loss(X_test),
-        "float64": wide.rounding_loss(X_test),
-    }
-    for name, loss in losses.items():
-        print(f"| median loss to rounding, {name} | {np.median(loss):.2e} |")
     part = X_test[:2000]
     scorer = certified_accuracy_scorer(eps=0.5)
     timed = {
