@@ -39,7 +39,9 @@ def certificates(
     r"""Radius around each row of X inside which ``estimator.predict`` can't change.
 
     In the units of the estimator's own input: how far a change of the raw columns carries through the
-    steps of a Pipeline is bounded by proven constants, and the rounding of each step is charged.
+    steps of a Pipeline is bounded by proven constants, and the rounding of each step is charged. Steps
+    compute in the precision of what they are given: behind steps, the radius speaks of rows whose
+    columns have the types of those of X.
 
     Parameters
     ----------

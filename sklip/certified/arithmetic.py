@@ -72,8 +72,8 @@ class Arithmetic:
             raise ValueError(f"dtype must name a floating type, got {self.dtype!r}.")
         for name in ("block", "convolution_block"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}.")
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}.")
 
     @classmethod
     def of_networks(cls, dtype: str) -> Self:

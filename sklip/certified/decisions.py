@@ -9,8 +9,12 @@ otherwise float64 is asked. Where a margin there is at most 2 E64(x), even the o
 decide: such a row is evaluated alone, so that it gets the same class in any company. Hence
 
 * the class is that of f wherever the margins of f exceed E64, in whichever precision it was found;
-* with m_j a lower bound on the exact margins at x, every x' with K_j |x' - x| + E64(x') < m_j gets the
-  class of x. E32 is spent once, at x, and only by radii of which it takes a negligible part.
+* with m_j a lower bound on the exact margin over class j at x, every x' with
+  K_j |x' - x| + E64(x') < m_j gets the class of x. That bound is the computed margin less the error of
+  the precision that it comes from, E32(x) or E64(x); at x' nothing of E32 is left.
+
+For a class `share` is 1. For a radius it is the part of the margin that E32(x) may take before float64
+is asked; the class is the same for any share, since all of them end at that of float64.
 
 References
 ----------
@@ -81,7 +85,8 @@ class Decisions:
         largest = np.finfo(dtype).max
         # Below the largest number, so that the winner can be moved above all others.
         limit = np.nextafter(largest, 0, dtype=dtype)
-        rounded = np.clip(self.logits, -limit, limit).astype(dtype)
+        finite = np.isfinite(self.logits).all(axis=1, keepdims=True)
+        rounded = np.where(finite, np.clip(self.logits, -limit, limit), self.logits).astype(dtype)
         return with_winners(rounded, self.codes)
 
 
@@ -132,7 +137,7 @@ def decide(
     rows : ndarray of shape (n_samples, n_values)
         The caller's own values, of any type.
     share : float
-        How much of every margin the errors may take, at most 1, before float64 is asked.
+        Part of every margin that errors may take, at most 1, before float64 is asked.
 
     Yields
     ------
@@ -154,11 +159,11 @@ def decide(
             if precision is not finest:
                 needed = np.maximum(needed, found.errors / share)
             margins, others = predicted_margins(found.logits)
+            # The factor covers the rounding of these comparisons themselves.
             settled = ((margins > needed * (1 + 2.0**-40)) | ~others).all(axis=1)
             pending = pending[~settled]
-        unsure = pending[np.isfinite(decided.logits[pending]).all(axis=1)]
-        if len(unsure):
-            decided.take(unsure, evaluate.one_by_one(piece[unsure], decided.lengths[unsure], finest))
+        if len(pending):
+            decided.take(pending, evaluate.one_by_one(piece[pending], decided.lengths[pending], finest))
         yield decided
 
 
@@ -183,7 +188,7 @@ class _Evaluation:
         network, x = self._prepared(rows, precision.arithmetic.dtype)
         outputs, inside = measured_forward(network, x, precision.arithmetic, precision.measured)
         logits, lengths = outputs.double().cpu().numpy(), inside.cpu().numpy()
-        # Of the caller's rows: a cast moved their lengths by less.
+        # Lengths of the caller's rows, from those of rows cast to the network's precision.
         lengths[:, 0] = lengths[:, 0] * (1 + 2.0**-20) + 1e-30
         return Decisions(logits, precision.at(pair_rows(logits), lengths), lengths[:, 0])
 

@@ -50,10 +50,10 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_co
 
 
 def flat_chain(network: nn.Module) -> list[nn.Module]:
-    """Return the layers of nested plain Sequentials, in order."""
+    """Return the layers of nested plain Sequentials, in order: at least one."""
     if type(network) is not nn.Sequential:
         return [network]
-    return [layer for child in network for layer in flat_chain(child)]
+    return [layer for child in network for layer in flat_chain(child)] or [nn.Identity()]
 
 
 def direct_forward(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Tensor:

@@ -6,10 +6,18 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["digest", "plain_settings", "refuse_altered", "refuse_hidden_state"]
+__all__ = [
+    "digest",
+    "plain_settings",
+    "refuse_altered",
+    "refuse_hidden_state",
+    "refuse_subnormal",
+    "without_subnormal_",
+]
 
 
 def refuse_altered(item: Any) -> None:
@@ -72,6 +80,38 @@ def refuse_hidden_state(module: nn.Module) -> None:
             f"{type(module).__name__} has attributes that can't be certified or stored, {hidden}; use "
             "plain numbers, words and lists of them, parameters or buffers."
         )
+
+
+def without_subnormal_(network: nn.Module) -> nn.Module:
+    """Set subnormal weights, which processors may take for 0, to 0 in place."""
+    for value in (*network.parameters(), *network.buffers()):
+        if value.is_floating_point():
+            value.detach()[value.detach().abs() < torch.finfo(value.dtype).tiny] = 0
+    return network
+
+
+def refuse_subnormal(network: nn.Module) -> None:
+    """Refuse subnormal weights, which processors may take for 0.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if not value.is_floating_point():
+            continue
+        tiny = torch.finfo(value.dtype).tiny
+        # By their bits: compared as numbers they may be 0.
+        signed = value.detach().contiguous().view(_INTEGERS[value.element_size()])
+        if ((value.detach().abs() < tiny) & (signed << 1 != 0)).any():
+            raise ValueError(
+                f"{name} has weights that are subnormal, of sizes below {tiny}; set them to 0, as "
+                "CertifiedNetwork.prove does with its copy."
+            )
+
+
+# Integers as wide as floating-point numbers of so many bytes.
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

@@ -39,10 +39,9 @@ def _linear(module: nn.Linear, shape: Shape) -> MapBound:
     def rounding(arithmetic: Arithmetic) -> Affine:
         gamma = arithmetic.gamma_of_sum(columns)
         bias = 0.0 if module.bias is None else length_upper(module.bias)
-        # Results and terms may be flushed to zero, and so may the weights before they are multiplied.
+        # Results and terms may be flushed to zero; no weight is subnormal.
         lost = arithmetic.smallest * 2 * (columns + 1) * math.sqrt(rows)
-        lost_weights = arithmetic.smallest * math.sqrt(rows * columns)
-        slope = gamma * matrix_norm_upper(module.weight.abs()) + lost_weights
+        slope = gamma * matrix_norm_upper(module.weight.abs())
         # On a map, one product for each row of it.
         return Affine((gamma * bias + lost) * math.sqrt(math.prod((shape or ())[:-1])), slope)
 
@@ -74,9 +73,7 @@ def _conv2d(module: nn.Conv2d, shape: Shape) -> MapBound:
         pixels = at_zeros(module, shape)[0, 0].numel()
         bias = 0.0 if module.bias is None else length_upper(module.bias)
         lost = arithmetic.smallest * 2 * (n_terms + 1) * math.sqrt(len(module.weight) * pixels)
-        # A convolution by weights that are flushed to zero: its norm is at most the sum over taps.
-        lost_weights = arithmetic.smallest * module.weight.numel()
-        return Affine(gamma * bias * math.sqrt(pixels) + lost, gamma * norm + lost_weights)
+        return Affine(gamma * bias * math.sqrt(pixels) + lost, gamma * norm)
 
     # Groups act on channels of their own: the largest norm counts.
     norm = max(convolution_norm_upper(part, stride) for part, stride in _plain_groups(module))

@@ -65,11 +65,11 @@ class MapBound:
     constant : float
         L, of the exact map.
     rounding : callable, default=None
-        Function of an :class:`~sklip.certified.Arithmetic` that returns the
-        :class:`~sklip.certified.Affine` bound d + c t on the error; c t + d over the unit roundoff has
-        to bound every partial sum, so that overflow can be excluded. `exact` for maps that only copy
-        and compare; None where nothing is known, and no certificate can be given: asking for it is then
-        a TypeError that names the map.
+        Function of an :class:`~sklip.certified.Arithmetic` (of float64 as well for a network in
+        float32) that returns the :class:`~sklip.certified.Affine` bound d + c t on the error; c t + d
+        over the unit roundoff has to bound every partial sum, so that overflow can be excluded. `exact`
+        for maps that only copy and compare; None where nothing is known, and no certificate can be
+        given: asking for it is then a TypeError that names the map.
     at_zero : float, default=0.0
         Bound on the length of f(0). Of layers it is found by evaluation, and need not be given.
     factors : ndarray or float, default=None

@@ -93,8 +93,10 @@ class MarginErrors:
         input_shape: tuple[int, ...],
     ) -> None:
         self.arithmetic, self.n_outputs = arithmetic, n_outputs
-        # Every value is rounded to the network's precision before the first layer.
-        lost = arithmetic.smallest * math.sqrt(math.prod(input_shape))
+        # Every value is rounded to the network's precision before the first layer; one of float32 may
+        # be flushed on the way to float64.
+        smallest = max(arithmetic.smallest, float(np.finfo(np.float32).tiny))
+        lost = smallest * math.sqrt(math.prod(input_shape))
         self._cast = Affine(lost, arithmetic.unit)
         course = Course(bounds, arithmetic, self._cast)
         self.longest = longest_input(course, arithmetic)
@@ -104,6 +106,7 @@ class MarginErrors:
         rounding = [i for i, own in enumerate(course.own_errors) if own.slope > 0]
         self.measured = frozenset([0, *rounding])
         if head is None:
+            # More than the root of 2: two entries of an error differ by at most that times its length.
             both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
             self._distances, self._own = both, Affine(0.0 * both, 0.0 * both)
         else:
@@ -122,7 +125,7 @@ class MarginErrors:
         pairs : ndarray of shape (n_samples,)
             From :func:`sklip.certified.radii.pair_rows`.
         lengths : ndarray of shape (n_samples, n_layers)
-            Upper bounds on the lengths of what each layer was given; 0 for those that don't round.
+            Upper bounds on the lengths of what each layer was given; 0 for layers not in `measured`.
 
         Returns
         -------
@@ -180,7 +183,7 @@ class MarginErrors:
             return Budget(self.for_length(pairs, lengths), slopes * spread, longest)
 
     def numbers(self) -> list[Any]:
-        """Return all that the bounds are made of, as values that can be compared."""
+        """Return all that the bounds are made of, as values that can be compared, for a fingerprint."""
         body = [(bound.constant, own) for bound, own in self._body]
         matrices = (
             self._distances,
@@ -197,18 +200,16 @@ def _head_errors(
     """Return how far differences of logits move with their input, and the errors of their own."""
     weight = head.weight.detach().cpu().double()
     columns = weight.shape[1]
-    # Two roundings more than the sum: where it is done in float64, the result is cast.
+    # Two roundings more than the sum: `measured_forward` may have to sum in float64, and cast.
     gamma = arithmetic.gamma_of_sum(columns) + 2 * arithmetic.unit
     rows = np.array([length_upper(row) for row in weight])
     bias = np.zeros(n_outputs)
     if head.bias is not None:
         bias = np.abs(head.bias.detach().cpu().double().numpy())
     flushed = 4 * arithmetic.smallest * (columns + 1)
-    # Weights that are flushed to zero before they are multiplied: in two rows.
-    lost_weights = 2 * arithmetic.smallest * math.sqrt(columns)
     if n_outputs == 1:
         distances, rows, bias = rows[:, None], rows[:, None], bias[:, None]
     else:
         distances = row_distances_upper(weight).numpy()
         rows, bias = rows[:, None] + rows, bias[:, None] + bias
-    return distances, Affine(gamma * bias + flushed, gamma * rows + lost_weights)
+    return distances, Affine(gamma * bias + flushed, gamma * rows)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
 from sklip.certified.decisions import Decisions, decide
 from sklip.certified.direct_sums import flat_chain
-from sklip.certified.integrity import digest, refuse_altered, refuse_hidden_state
+from sklip.certified.integrity import (
+    digest,
+    refuse_altered,
+    refuse_hidden_state,
+    refuse_subnormal,
+    without_subnormal_,
+)
 from sklip.certified.maps import product_upper
 from sklip.certified.margins import MarginErrors, leading_translations, margin_bounds
 from sklip.certified.norms import matrix_norm_upper
@@ -91,10 +97,11 @@ class CertifiedNetwork:
         for module in network.modules():
             refuse_altered(module)
             refuse_hidden_state(module)
+        refuse_subnormal(network)
         self.network = network
         self.input_shape = tuple(int(side) for side in input_shape)
         self.arithmetic = arithmetic
-        chain = flat_chain(network) or [nn.Identity()]
+        chain = flat_chain(network)
         bounds, shape = described_chain(chain, self.input_shape)
         if shape is None or len(shape) != 1:
             raise ValueError(
@@ -128,8 +135,8 @@ class CertifiedNetwork:
         input_shape : sequence of int
             Shape of one sample, without the batch.
         dtype : {"float32", "float64"}, default="float32"
-            Precision in which the network will be evaluated. Its weights are brought to it, and the
-            certificates are about those.
+            Precision in which the network will be evaluated. Its weights are brought to it, subnormal
+            ones to 0, and the certificates are about those.
 
         Returns
         -------
@@ -146,7 +153,7 @@ class CertifiedNetwork:
         for module in network.modules():
             refuse_altered(module)  # before anything of it is called
         copied = copy.deepcopy(network).to(getattr(torch, dtype)).eval().requires_grad_(False)
-        return cls(copied, input_shape, arithmetic)
+        return cls(without_subnormal_(copied), input_shape, arithmetic)
 
     def __repr__(self) -> str:
         return (
@@ -280,6 +287,8 @@ class CertifiedNetwork:
                 f"X must have at least one row and shape (n_samples, {n_values}) or (n_samples, "
                 f"{', '.join(map(str, self.input_shape))}), got {array.shape}."
             )
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"X must hold real numbers, got {array.dtype}; convert it.")
         rows: NDArray[Any] = array.reshape(len(array), n_values)
         return rows
 
@@ -340,7 +349,7 @@ class CertifiedNetwork:
         bounds : ndarray of shape (n_outputs, n_outputs), or None
             None if the network doesn't start with a linear layer.
         """
-        chain, start = flat_chain(self.network) or [nn.Identity()], self._first_mixing
+        chain, start = flat_chain(self.network), self._first_mixing
         first = chain[start]
         if type(first) is not nn.Linear or first.weight.shape[1] != len(diagonal):
             return None

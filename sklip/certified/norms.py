@@ -106,7 +106,14 @@ def _smallest_eigenvalue_lower(gram: Tensor) -> float:
 def _finite(values: Tensor) -> Tensor:
     if values.is_complex():
         raise TypeError(f"weights must be real to be certified, got {values.dtype}.")
-    exact = values.detach().to("cpu", torch.float64)
+    stored = values.detach().cpu()
+    exact = stored.double()
+    if stored.dtype == torch.float32:
+        # Subnormal numbers by their bits: a processor that flushes them converts them to 0.
+        bits = stored.contiguous().view(torch.int32)
+        subnormal = (bits & 0x7F800000 == 0) & (bits & 0x7FFFFF != 0)
+        sizes = (bits[subnormal] & 0x7FFFFF).double() * 2.0**-149
+        exact[subnormal] = torch.where(bits[subnormal] < 0, -sizes, sizes)
     if not torch.isfinite(exact).all():
         raise ValueError("weights must be finite to be certified, got NaN or infinite values.")
     return exact

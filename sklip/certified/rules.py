@@ -46,7 +46,8 @@ def register_layer(*module_types: type[nn.Module]) -> Callable[..., Any]:
 
     The function takes ``(module, shape)`` and returns a :class:`~sklip.certified.MapBound`. `shape` is
     that of one sample, or None where :func:`sklip.lipschitz_bound` was not told; the bound on rounding
-    is asked for only where it is known.
+    is asked for only where it is known. It is asked for float64 also where a network is in float32, and
+    the module is then evaluated in both: it has to compute in the precision of its input.
 
     Parameters
     ----------

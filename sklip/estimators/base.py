@@ -18,7 +18,7 @@ from torch import nn
 
 from sklip import networks
 from sklip.certified import Arithmetic, CertifiedNetwork
-from sklip.certified.integrity import refuse_altered
+from sklip.certified.integrity import refuse_altered, without_subnormal_
 from sklip.estimators.parameters import (
     resolve_augmentation,
     resolve_dtype,
@@ -226,7 +226,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
                 f"architecture must return a network with {plan.n_outputs} outputs for rows of shape "
                 f"{plan.input_shape}, got outputs of shape {tuple(outputs.shape[1:])}."
             )
-        CertifiedNetwork(to_torch(network).eval(), plan.input_shape, Arithmetic.of_networks(plan.dtype))
+        CertifiedNetwork.prove(to_torch(network), plan.input_shape, plan.dtype)
 
     def _net_settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OF_THE_NET}
@@ -353,7 +353,7 @@ def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
             "Training produced non-finite weights. Lower learning_rate, or scale X if it contains "
             "large values."
         )
-    network = to_torch(polish_(module)).eval().requires_grad_(False)
+    network = without_subnormal_(to_torch(polish_(module)).eval().requires_grad_(False))
     return CertifiedNetwork(network, data.input_shape, Arithmetic.of_networks(data.dtype))
 
 

@@ -357,11 +357,13 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         """
         rows = self.network_rows(X)
         logits = self.certified_network_.logits(rows)
-        scaled = self.tau_ * torch.from_numpy(logits)
-        if scaled.shape[1] == 1:
-            probabilities = torch.sigmoid(torch.cat((-scaled, scaled), dim=1))
+        scores = torch.from_numpy(logits)
+        if scores.shape[1] == 1:
+            probabilities = torch.sigmoid(self.tau_ * torch.cat((-scores, scores), dim=1))
         else:
-            probabilities = torch.softmax(scaled, dim=1)
+            # Less the largest before tau is multiplied in, which may overflow.
+            scores = scores - scores.max(dim=1, keepdim=True).values
+            probabilities = torch.softmax(self.tau_ * scores, dim=1)
         return with_winners(probabilities.numpy(), predicted_codes(logits))
 
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:

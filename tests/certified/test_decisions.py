@@ -174,6 +174,33 @@ def test_values_that_are_not_finite_certify_nothing(value):
     np.testing.assert_array_equal(radii > 0, [True, False, True])
 
 
+def test_an_empty_network_is_the_identity():
+    certified = CertifiedNetwork.prove(nn.Sequential(), (3,))
+    codes, radii = certified.predict_with_radii([[1.0, 2.0, 3.0]])
+    assert codes == 2
+    np.testing.assert_allclose(radii, 0.5**0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_overflow_get_the_same_class_in_any_company(dtype):
+    rng = np.random.default_rng(0)
+    network = nn.Sequential(nn.Linear(7, 3))
+    with torch.no_grad():
+        network[0].weight.mul_(30)
+    certified = CertifiedNetwork.prove(network, (7,), dtype)
+    rows = rng.uniform(-1, 1, size=(200, 7)) * 1.5e308
+    together = certified.predict(rows)
+    assert not np.isfinite(certified.logits(rows)).all()
+    np.testing.assert_array_equal([certified.predict(row[None])[0] for row in rows], together)
+    assert (certified.radii(rows) == 0).all()
+
+
+def test_rows_that_are_no_real_numbers_are_refused():
+    certified = CertifiedNetwork.prove(linear_network(), (N_FEATURES,))
+    with pytest.raises(TypeError, match="X must hold real numbers, got complex128"):
+        certified.predict(np.zeros((1, N_FEATURES), dtype=complex))
+
+
 def test_digits_that_float32_does_not_hold_decide():
     network = nn.Sequential(nn.Linear(2, 2, bias=False))
     with torch.no_grad():
@@ -242,6 +269,16 @@ def test_scores_of_an_estimator_agree_with_its_labels(labels):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
     assert scores.dtype == probabilities.dtype == np.float32
     np.testing.assert_allclose(scores, single if len(labels) > 2 else single[:, 0], atol=1e-6 * 1e5)
+
+
+def test_probabilities_of_huge_rows_are_numbers():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(90, 4))
+    clf = LipschitzClassifier(hidden_layer_sizes=(4,), dtype="float32", max_epochs=2, random_state=0)
+    clf.fit(X, X[:, :3].argmax(axis=1))
+    rows = rng.uniform(-1, 1, size=(50, 4)) * 3e38
+    np.testing.assert_array_equal(clf.predict_proba(rows).argmax(axis=1), clf.predict(rows))
+    assert np.median(clf.certificates_(rows)) > 1e37
 
 
 def decisions_of(logits):

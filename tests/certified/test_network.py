@@ -172,7 +172,7 @@ def test_equal_rows_have_bound_zero_and_nearly_equal_rows_have_not():
     assert bounds[0, 2] >= 2.0**-51
 
 
-@pytest.mark.parametrize("difference", [[1e-170], [5e-324], [1e-161, 3e-162], [1.3e-154, 1e-162]])
+@pytest.mark.parametrize("difference", [[1e-170], [1e-161, 3e-162], [1.3e-154, 1e-162]])
 def test_margin_bound_is_above_differences_whose_squares_underflow(difference):
     # The biases make a margin of 1: a bound of zero would certify an infinite radius.
     head = linear([difference, [0.0] * len(difference)], bias=[1.0, 0.0])
@@ -380,15 +380,6 @@ def test_an_altered_layer_before_the_first_is_refused_when_folding():
 
 
 # -- the head's own rounding ---------------------------------------------------------------------
-
-
-def test_weights_of_the_head_that_are_flushed_to_zero_are_charged():
-    head = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        head.weight.fill_(1e-39)
-    charges = proven(head, 1).precisions[0].from_length
-    # Where subnormal numbers are flushed, 1e-39 * 1e18 is 0.
-    assert charges.offset[0, 0] + charges.slope[0, 0] * 1e18 >= 1e-21
 
 
 def test_rows_of_the_head_whose_squares_vanish_are_charged():

@@ -307,32 +307,6 @@ def test_the_charge_covers_the_error_of_residuals(branch, scale, switch):
         assert (error / charge).max() > 1e-4
 
 
-FLUSHED = {
-    "linear": (nn.Linear(3, 2, bias=False), (3,)),
-    "convolution": (nn.Conv2d(2, 3, 2, bias=False), (2, 3, 3)),
-    "residual": (layers.Residual(nn.Linear(3, 3, bias=False)), (3,)),
-}
-
-
-@pytest.mark.parametrize(("layer", "shape"), FLUSHED.values(), ids=FLUSHED.keys())
-def test_the_charge_covers_weights_that_are_flushed_to_zero(layer, shape):
-    with torch.no_grad():
-        for weight in layer.parameters():
-            weight.fill_(1e-38)
-    x = torch.full((1, *shape), 1e18)
-    precise = direct_forward(layer.double(), x.double(), FLOAT64)
-    layer.float()
-    charge = charge_of(layer, "float32", shape)
-    # The charge holds on processors without this switch as well.
-    torch.set_flush_denormal(True)
-    try:
-        computed = direct_forward(layer, x, FLOAT32)
-    finally:
-        torch.set_flush_denormal(False)
-    error = float((computed.double() - precise).norm())
-    assert error <= charge.slope * float(x.double().norm()) + charge.offset
-
-
 @pytest.mark.parametrize("size", [1e-323, 1e-165, 1.0, 1e165])
 @pytest.mark.parametrize(
     ("layer", "shape", "squared"),

@@ -14,6 +14,11 @@ from torch import nn
 from sklip import CertifiedNetwork, LipschitzClassifier, layers, lipschitz_bound
 from sklip.certified.arithmetic import FLOOR, Affine
 from sklip.certified.maps import MapBound, composed, exact, product_upper
+from sklip.certified.norms import (
+    convolution_norm_upper,
+    matrix_norm_upper,
+    row_distances_upper,
+)
 from sklip.preprocessing import transformer_bound
 
 
@@ -101,12 +106,75 @@ def test_a_fit_where_subnormal_numbers_are_flushed_gives_the_usual_constants():
 
 
 def test_rows_that_differ_by_a_subnormal_number_are_not_equal():
-    head = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    assert row_distances_upper(torch.tensor([[1.0], [1.0]]))[0, 1] == 0
+    assert row_distances_upper(torch.tensor([[0.0], [5e-324]], dtype=torch.float64))[0, 1] >= FLOOR
+
+
+# -- subnormal weights and rows ------------------------------------------------------------------
+
+
+def linear(weight, bias, dtype=torch.float32):
+    layer = nn.Linear(len(weight[0]), len(weight), dtype=dtype)
     with torch.no_grad():
-        head.weight.copy_(torch.tensor([[1.0], [1.0]]))
-        assert CertifiedNetwork.prove(head, (1,), "float64").margin_bounds[0, 1] == 0
-        head.weight.copy_(torch.tensor([[0.0], [5e-324]], dtype=torch.float64))
-        assert CertifiedNetwork.prove(head, (1,), "float64").margin_bounds[0, 1] >= FLOOR
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.copy_(torch.tensor(bias))
+    return layer
+
+
+def centre(value):
+    layer = layers.Center(1)
+    layer.center.fill_(value)
+    return layer
+
+
+HEAD = [[1e38], [0.0]], [0.0, 0.05]
+# Each would decide for class 0 at a row, were it not for the zeros.
+SUBNORMAL = {
+    "weight": ([linear([[1e-39]], [0.0]), linear(*HEAD)], 0.9),
+    "bias": ([linear([[0.0]], [1e-39]), linear(*HEAD)], 0.9),
+    "buffer": ([centre(-1e-39), linear(*HEAD)], 0.0),
+}
+
+
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize(("parts", "row"), SUBNORMAL.values(), ids=SUBNORMAL)
+def test_subnormal_weights_become_zeros(parts, row, flush):
+    network = nn.Sequential(*parts)
+    try:
+        torch.set_flush_denormal(flush)
+        certified = CertifiedNetwork.prove(network, (1,))
+        with pytest.raises(ValueError, match=r"subnormal.*set them to 0"):
+            CertifiedNetwork(network, (1,), certified.arithmetic)
+        codes, radii = certified.predict_with_radii([[row]])
+    finally:
+        torch.set_flush_denormal(False)
+    assert codes[0] == 1
+    # Behind the center a flushed row would decide.
+    assert (radii[0] > 0) == (row != 0)
+    values = [
+        value for value in certified.network.state_dict().values() if value.dtype == torch.float32
+    ]
+    sizes = [value.abs() for value in values]
+    assert all(((size == 0) | (size > 1e-30)).all() for size in sizes)
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_single_precision_that_are_flushed_certify_no_more_than_that(dtype):
+    """The exact function sees 9e-39 and decides for class 0; converted to float64 it may be 0."""
+    certified = CertifiedNetwork.prove(linear([[1e38], [0.0]], [0.0, 0.5]), (1,), dtype)
+    assert certified.radii(np.array([[9e-39]], dtype=np.float32)) == 0
+    assert certified.radii(np.array([[9e-37]], dtype=np.float32)) > 0
+
+
+@pytest.mark.usefixtures("flushing")
+def test_norms_of_subnormal_weights_do_not_vanish_where_they_are_flushed():
+    torch.set_flush_denormal(False)
+    weight = torch.tensor([3e-39, -4e-39]).view(1, 2)
+    torch.set_flush_denormal(True)
+    kernel = weight.view(1, 2, 1, 1)
+    for bound in (matrix_norm_upper(weight), convolution_norm_upper(kernel, (1, 1))):
+        assert 5e-39 * (1 - 1e-5) <= bound <= 5e-39 * (1 + 1e-5)
 
 
 def test_center_on_a_map_is_charged_for_each_of_its_rows():
@@ -142,5 +210,5 @@ def test_a_subnormal_difference_behind_a_huge_scale_is_not_lost():
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 1e-310], [1.0, 0.0]], dtype=torch.float64))
     torch.set_flush_denormal(True)
-    certified = CertifiedNetwork.prove(head, (2,), "float64")
-    assert certified.margin_bounds_behind(np.array([1.0, 1e300]))[0, 1] >= 1e-10
+    scales = torch.tensor([1.0, 1e300], dtype=torch.float64)
+    assert row_distances_upper(head.weight, scales)[0, 1] >= 1e-10
