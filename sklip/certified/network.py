@@ -217,8 +217,13 @@ class CertifiedNetwork:
         RuntimeError
             If layers or weights were changed after the proof.
         """
-        decided = self.decisions(X)
-        return decided.codes, self.budget(decided).radii(decided.logits)
+        self.check_unchanged()
+        parts = [
+            (piece.codes, self.budget(piece).radii(piece.logits))
+            for piece in self._decided(X, _NEGLIGIBLE)
+        ]
+        codes, radii = zip(*parts, strict=True)
+        return np.concatenate(codes), np.concatenate(radii)
 
     def radii(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return for each row a radius inside which the predicted class can't change.
