@@ -91,7 +91,7 @@ class Arithmetic:
         """
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
-        return cls(dtype, 48, 288) if dtype == "float32" else cls(dtype)
+        return cls(dtype, 64, 288) if dtype == "float32" else cls(dtype)
 
     @property
     def unit(self) -> float:

@@ -59,8 +59,8 @@ def margin_bounds(
 class MarginErrors:
     r"""Bounds on the rounding errors of computed differences of logits, in one arithmetic.
 
-    Before any row is seen, from the length of an input alone (`from_length`, `longest`); tighter for a
-    row of which the lengths of all values on the way are at hand (:meth:`at`).
+    Before any row is seen, from the length of an input alone (`from_length`, `longest`); in float32
+    tighter for a row of which the lengths of all values on the way are at hand (:meth:`at`).
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class MarginErrors:
     longest : float
         Length of an input up to which nothing can overflow, and these bounds hold.
     measured : frozenset of int
-        The first layer, and those that round: the lengths of their inputs matter.
+        Layers whose inputs are to be measured: the first, and in float32 those that round.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class MarginErrors:
         n_body = len(bounds) if head is None else len(bounds) - 1
         self._body = list(zip(bounds[:n_body], course.own_errors[:n_body], strict=True))
         rounding = [i for i, own in enumerate(course.own_errors) if own.slope > 0]
-        self.measured = frozenset([0, *rounding])
+        # In float64 the length of the input bounds the errors well enough.
+        self.measured = frozenset([0, *rounding] if arithmetic.dtype == "float32" else [0])
         if head is None:
             # More than the root of 2: two entries of an error differ by at most that times its length.
             both = np.ones((1, 1)) if n_outputs == 1 else 1.5 * (1 - np.eye(n_outputs))
@@ -125,7 +126,7 @@ class MarginErrors:
         pairs : ndarray of shape (n_samples,)
             From :func:`sklip.certified.radii.pair_rows`.
         lengths : ndarray of shape (n_samples, n_layers)
-            Upper bounds on the lengths of what each layer was given; 0 for layers not in `measured`.
+            Upper bounds on the lengths of what each layer was given; read for those in `measured`.
 
         Returns
         -------
@@ -133,16 +134,26 @@ class MarginErrors:
             Infinite where something might have overflown.
         """
         with np.errstate(over="ignore", invalid="ignore"):
-            error = Affine(self._cast.offset + self._cast.slope * lengths[:, 0])
-            for (bound, own), length in zip(self._body, lengths.T, strict=False):
-                error = bound.carry(error, Affine(length), own)
             errors = (
-                self._distances[pairs] * np.asarray(error.offset)[:, None]
-                + np.asarray(self._own.slope)[pairs] * lengths[:, -1:]
-                + np.asarray(self._own.offset)[pairs]
-            ) * (1 + 2.0**-40)
+                self.for_length(pairs, lengths[:, 0])
+                if self.measured == {0}
+                else self._for_lengths(pairs, lengths)
+            )
         known = (lengths[:, 0] <= self.longest) & np.isfinite(errors).all(axis=1)
         return np.where(known[:, None], errors, np.inf)
+
+    def _for_lengths(
+        self, pairs: NDArray[np.intp], lengths: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        error = Affine(self._cast.offset + self._cast.slope * lengths[:, 0])
+        for (bound, own), length in zip(self._body, lengths.T, strict=False):
+            error = bound.carry(error, Affine(length), own)
+        errors: NDArray[np.float64] = (
+            self._distances[pairs] * np.asarray(error.offset)[:, None]
+            + np.asarray(self._own.slope)[pairs] * lengths[:, -1:]
+            + np.asarray(self._own.offset)[pairs]
+        ) * (1 + 2.0**-40)
+        return errors
 
     def for_length(self, pairs: NDArray[np.intp], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bound the errors for rows of which no more than the length is known.

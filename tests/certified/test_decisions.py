@@ -326,9 +326,9 @@ def test_measured_lengths_are_upper_bounds_and_close(scale, dtype):
         network[0].bias.zero_()
     name = str(dtype).removeprefix("torch.")
     precision = CertifiedNetwork.prove(network, (1, 8, 8), name).precisions[0]
-    assert precision.measured == {0, 3}
+    assert precision.measured == ({0, 3} if name == "float32" else {0})
     x = scale * torch.randn(300, 1, 8, 8, dtype=dtype)
-    _, lengths = measured_forward(network, x, precision.arithmetic, precision.measured)
+    _, lengths = measured_forward(network, x, precision.arithmetic, {0, 3})
     assert not lengths[:, 1:3].any()
     inputs = {0: x, 3: network[:3](x).detach()}
     for layer, values in inputs.items():

@@ -113,11 +113,11 @@ def test_a_stored_model_is_proven_for_the_blocks_it_was_stored_with(few_digits):
     clf = quick(dtype="float32", hidden_layer_sizes=(128,)).fit(X, y)
     state = clf.__getstate__()
     assert not {"rounding", "margin_bounds", "lipschitz_bound"} & set(state["certified_network_"])
-    state["certified_network_"]["block"] = 64
+    state["certified_network_"]["block"] = 256
     loaded = quick()
     loaded.__setstate__(state)
     network = loaded.certified_network_
-    assert network.arithmetic == Arithmetic("float32", 64, 288)
+    assert network.arithmetic == Arithmetic("float32", 256, 288)
     expected = CertifiedNetwork(clf.to_torch(), clf.input_shape_, network.arithmetic)
     loaded, anew, before = (
         each.precisions[0].from_length.slope for each in (network, expected, clf.certified_network_)
