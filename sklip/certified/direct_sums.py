@@ -113,8 +113,8 @@ def measured_forward(
     lengths, sizes = X.new_zeros(len(X), len(layers)), dict[int, int]()
 
     def through(x: Tensor, lengths: Tensor, span: range) -> Tensor:
-        # A copy: a layer that works in place must not reach the caller's X.
-        x = x.clone()
+        if span.start == 0:
+            x = x.clone()  # a layer that works in place must not reach the caller's X
         for i in span:
             if i in measured:
                 flat = x.flatten(1)
@@ -123,7 +123,7 @@ def measured_forward(
         return x
 
     def logits(rows: Tensor, lengths: Tensor) -> Tensor:
-        for span in range(dense), range(dense, len(layers)):
+        for span in filter(len, (range(dense), range(dense, len(layers)))):
             # Maps, on which a dense layer may work as well, would take too much memory.
             at_once = _DENSE_ROWS if rows.ndim == 2 else maps
             parts = zip(rows.split(at_once), lengths.split(at_once), strict=True)
