@@ -63,7 +63,7 @@ def models(part: str, archive: str | None) -> Iterator[tuple[str, dict[str, Any]
 
 def share_in_float64(network: CertifiedNetwork, X: np.ndarray) -> tuple[float, float]:
     """Return the shares of rows that are evaluated in float64 for labels and for radii."""
-    forward, shares = decisions.measured_forward, []
+    forward, shares = decisions.direct_forward, []
     for method in (network.predict, network.radii):
         rows = []
 
@@ -71,11 +71,11 @@ def share_in_float64(network: CertifiedNetwork, X: np.ndarray) -> tuple[float, f
             rows.append(len(x) if arithmetic.dtype == "float64" else 0)
             return forward(module, x, arithmetic, *rest)
 
-        decisions.measured_forward = counted
+        decisions.direct_forward = counted
         try:
             method(X)
         finally:
-            decisions.measured_forward = forward
+            decisions.direct_forward = forward
         shares.append(sum(rows) / len(X))
     return shares[0], shares[1]
 

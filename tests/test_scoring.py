@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklip import LipschitzClassifier
-from sklip.certified.direct_sums import measured_forward
+from sklip.certified.direct_sums import direct_forward
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 
@@ -100,9 +100,9 @@ def test_scorers_evaluate_the_network_once(fitted, few_digits, kind, scorer, mon
 
     def counted(network, X, *context):
         calls.append(len(X))
-        return measured_forward(network, X, *context)
+        return direct_forward(network, X, *context)
 
-    monkeypatch.setattr("sklip.certified.decisions.measured_forward", counted)
+    monkeypatch.setattr("sklip.certified.decisions.direct_forward", counted)
     scorer(fitted[kind], *few_digits)
     assert calls == [len(few_digits[0])]
 

@@ -129,7 +129,7 @@ class Arithmetic:
         return max(direct, self.gamma_of_sum(channels * taps))
 
     def _gamma_of_blocks(self, terms: int, blocks: int) -> float:
-        # Additions in pairs, that of a bias, and one in hand.
+        # Additions in pairs, that of a bias, and one more to be safe.
         return self.gamma(terms + math.ceil(math.log2(blocks)) + 2)
 
 

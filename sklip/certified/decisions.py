@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sklip.certified.direct_sums import forward_one_by_one, measured_forward
+from sklip.certified.direct_sums import direct_forward, forward_one_by_one
 from sklip.certified.margins import MarginErrors
 from sklip.certified.radii import pair_rows, predicted_codes, predicted_margins
 from sklip.rows import as_tensor, row_pieces
@@ -186,7 +186,7 @@ class _Evaluation:
     def together(self, rows: NDArray[Any], precision: MarginErrors) -> Decisions:
         """Evaluate rows in batches."""
         network, x = self._prepared(rows, precision.arithmetic.dtype)
-        outputs, inside = measured_forward(network, x, precision.arithmetic, precision.measured)
+        outputs, inside = direct_forward(network, x, precision.arithmetic, precision.measured)
         logits, lengths = outputs.double().cpu().numpy(), inside.cpu().numpy()
         # Lengths of the caller's rows, from those of rows cast to the network's precision.
         lengths[:, 0] = lengths[:, 0] * (1 + 2.0**-20) + 1e-30

@@ -35,7 +35,7 @@ from sklip.certified.arithmetic import Arithmetic
 from sklip.layers import GroupSort2, Residual
 from sklip.layers.activation import sorted_pairs
 
-__all__ = ["direct_forward", "flat_chain", "forward_one_by_one", "gathered", "measured_forward"]
+__all__ = ["direct_forward", "flat_chain", "forward_one_by_one", "gathered"]
 
 # Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache,
 # in float64 fewer; a dense layer reads its weights once for all of them.
@@ -56,8 +56,11 @@ def flat_chain(network: nn.Module) -> list[nn.Module]:
     return [layer for child in network for layer in flat_chain(child)] or [nn.Identity()]
 
 
-def direct_forward(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Tensor:
-    """Return ``network(X)``, computed by direct sums in batches of bounded size.
+@torch.no_grad()
+def direct_forward(
+    network: nn.Module, X: Tensor, arithmetic: Arithmetic, measured: Collection[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return ``network(X)`` and lengths on the way, by direct sums in batches of bounded size.
 
     Parameters
     ----------
@@ -67,45 +70,30 @@ def direct_forward(network: nn.Module, X: Tensor, arithmetic: Arithmetic) -> Ten
         In the network's precision.
     arithmetic : Arithmetic
         That precision, and the blocks of its sums.
-
-    Returns
-    -------
-    outputs : Tensor of shape (n_samples, n_outputs)
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sklip.certified.arithmetic import Arithmetic
-    >>> from sklip.certified.direct_sums import direct_forward
-    >>> direct_forward(torch.nn.Flatten(), torch.ones(2, 1, 2), Arithmetic("float32")).shape
-    torch.Size([2, 2])
-    """
-    return measured_forward(network, X, arithmetic, ())[0]
-
-
-@torch.no_grad()
-def measured_forward(
-    network: nn.Module, X: Tensor, arithmetic: Arithmetic, measured: Collection[int]
-) -> tuple[Tensor, Tensor]:
-    """Return what :func:`direct_forward` does, and how long the inputs of some layers were.
-
-    Parameters
-    ----------
-    network, X, arithmetic
-        As for :func:`direct_forward`.
-    measured : collection of int
+    measured : collection of int, default=()
         Positions in :func:`flat_chain` of the layers whose inputs are measured.
 
     Returns
     -------
     outputs : Tensor of shape (n_samples, n_outputs)
     lengths : Tensor of shape (n_samples, n_layers), float64
-        Upper bounds on L2 lengths; 0 where nothing was measured.
+        Upper bounds on the L2 lengths of the inputs; 0 where nothing was measured.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip.certified.arithmetic import Arithmetic
+    >>> from sklip.certified.direct_sums import direct_forward
+    >>> outputs, lengths = direct_forward(
+    ...     torch.nn.Flatten(), torch.ones(2, 1, 4), Arithmetic("float32"), measured={0}
+    ... )
+    >>> outputs.shape, lengths.shape
+    (torch.Size([2, 4]), torch.Size([2, 1]))
     """
     if X.dtype == torch.float32 and not _float32_products_are_float32():
         # Sums in float64 lose less than those in float32, however they are cut.
         wide = copy.deepcopy(network).double()
-        outputs, lengths = measured_forward(wide, X.double(), Arithmetic("float64"), measured)
+        outputs, lengths = direct_forward(wide, X.double(), Arithmetic("float64"), measured)
         return outputs.to(X.dtype), lengths
     layers = flat_chain(network)
     dense = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), len(layers))
@@ -281,7 +269,7 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, arithmetic: Arithmetic) -> Tensor:
         x, padding = functional.pad(x, (left, right, top, bottom), mode=mode), (0, 0)
     if arithmetic.convolution_block is None and x.device.type == "cpu" and x.dtype == torch.float64:
         return _whole_convolution(layer, x, padding)
-    # Grouped ones go the general way: their blocks would differ from group to group.
+    # Convolutions in groups go the general way: blocks of channels would cross the groups' borders.
     if layer.groups == 1 and _by_onednn(x):
         return _direct_convolution(layer, x, padding, arithmetic)
     return _product_of_patches(layer, x, padding, arithmetic)

@@ -211,7 +211,7 @@ def _head_errors(
     """Return how far differences of logits move with their input, and the errors of their own."""
     weight = head.weight.detach().cpu().double()
     columns = weight.shape[1]
-    # Two roundings more than the sum: `measured_forward` may have to sum in float64, and cast.
+    # Two roundings more than the sum: `direct_forward` may have to sum in float64, and cast.
     gamma = arithmetic.gamma_of_sum(columns) + 2 * arithmetic.unit
     rows = np.array([length_upper(row) for row in weight])
     bias = np.zeros(n_outputs)

@@ -32,7 +32,7 @@ def test_a_convolution_is_the_one_of_torch(arguments):
     layer = nn.Conv2d(40, 8, **arguments).double()
     x = torch.randn(3, 40, 9, 10, dtype=torch.float64)
     # Sums of at most 400 terms of size 1 in two orders.
-    computed = direct_forward(layer, x, FLOAT64)
+    computed = direct_forward(layer, x, FLOAT64)[0]
     torch.testing.assert_close(computed, layer(x).detach(), rtol=0, atol=1e-12)
 
 
@@ -42,7 +42,7 @@ def test_a_linear_layer_is_the_one_of_numpy(n_features):
     x = np.random.default_rng(0).normal(size=(7, n_features))
     expected = x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
     # 1000 terms below 1 in another order.
-    computed = direct_forward(layer, torch.from_numpy(x), FLOAT64)
+    computed = direct_forward(layer, torch.from_numpy(x), FLOAT64)[0]
     np.testing.assert_allclose(computed, expected, atol=1e-12)
 
 
@@ -79,7 +79,7 @@ def test_a_large_linear_layer_errs_no_more_than_the_charge_allows(n_features, mo
     monkeypatch.setattr(
         torch, "mkldnn_convolution", lambda *args: calls.append(1) or convolution(*args)
     )
-    computed = direct_forward(layer, torch.from_numpy(x), FLOAT32).double().numpy()
+    computed = direct_forward(layer, torch.from_numpy(x), FLOAT32)[0].double().numpy()
     error = np.abs(computed - x @ weight.T)
     assert len(calls) >= n_features // FLOAT32.block
     assert (error <= gamma * (np.abs(x) @ np.abs(weight.T))).all()
@@ -89,7 +89,7 @@ def test_a_large_linear_layer_errs_no_more_than_the_charge_allows(n_features, mo
 def test_networks_are_evaluated_in_batches_without_a_trace(build):
     network = to_torch(build((1, 12, 12), 10)).eval().double()
     x = torch.randn(300, 1, 12, 12, dtype=torch.float64, requires_grad=True)
-    output = direct_forward(network, x, FLOAT64)
+    output = direct_forward(network, x, FLOAT64)[0]
     assert not output.requires_grad
     torch.testing.assert_close(output, network(x).detach(), rtol=0, atol=1e-12)
     assert all(type(layer) is not nn.Sequential for layer in flat_chain(network))
@@ -119,9 +119,9 @@ def test_branches_of_residuals_are_direct_sums(monkeypatch):
     monkeypatch.setattr(nn.Linear, "forward", indirect)
     monkeypatch.setattr(nn.Conv2d, "forward", indirect)
     # Sums of at most 360 terms, a few of them after one another.
-    torch.testing.assert_close(direct_forward(network, x, FLOAT64), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(direct_forward(network, x, FLOAT64)[0], expected, rtol=0, atol=1e-12)
     alone, wrapped = (
-        direct_forward(part, x, FLOAT64) for part in (network[0], nn.Sequential(network[0]))
+        direct_forward(part, x, FLOAT64)[0] for part in (network[0], nn.Sequential(network[0]))
     )
     torch.testing.assert_close(alone, wrapped, rtol=0, atol=0)
     with pytest.raises(AssertionError, match="not a direct sum"):
@@ -130,7 +130,7 @@ def test_branches_of_residuals_are_direct_sums(monkeypatch):
 
 def test_a_residual_that_changes_the_shape_is_refused():
     with pytest.raises(ValueError, match=r"Residual needs .* \(5, 1\) for .* \(5, 4\)"):
-        direct_forward(nn.Sequential(Residual(nn.Linear(4, 1))), torch.zeros(5, 4), FLOAT32)
+        direct_forward(nn.Sequential(Residual(nn.Linear(4, 1))), torch.zeros(5, 4), FLOAT32)[0]
 
 
 @pytest.mark.parametrize("wrap", [nn.Sequential, Residual])
@@ -138,7 +138,7 @@ def test_a_residual_that_changes_the_shape_is_refused():
 def test_layers_that_work_in_place_change_neither_the_input_nor_the_way_around_them(wrap, n_rows):
     x = torch.linspace(-1, 1, 2 * n_rows).view(n_rows, 2)
     before = x.clone()
-    output = direct_forward(wrap(nn.Identity(), nn.LeakyReLU(-3.0, inplace=True)), x, FLOAT32)
+    output = direct_forward(wrap(nn.Identity(), nn.LeakyReLU(-3.0, inplace=True)), x, FLOAT32)[0]
     leaky = torch.where(before > 0, before, -3 * before)
     assert torch.equal(output, leaky if wrap is nn.Sequential else before + leaky)
     assert torch.equal(x, before)
@@ -149,19 +149,19 @@ def test_the_size_of_a_kernel_is_that_of_its_weight():
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
     expected = layer(x).detach()
     layer.kernel_size = (2, 2)  # as many taps, in another order
-    torch.testing.assert_close(direct_forward(layer, x, FLOAT64), expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(direct_forward(layer, x, FLOAT64)[0], expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("switch", ["medium", "high"])
 def test_products_of_low_precision_are_not_used(switch):
     network = to_torch(lipschitz_cnn((1, 8, 8), 3)).eval()
     x = torch.rand(9, 1, 8, 8)
-    exact = direct_forward(network.double(), x.double(), FLOAT64)
+    exact = direct_forward(network.double(), x.double(), FLOAT64)[0]
     network.float()
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(switch)
-        got = direct_forward(network, x, FLOAT32)
+        got = direct_forward(network, x, FLOAT32)[0]
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(got, exact.float())
@@ -170,9 +170,9 @@ def test_products_of_low_precision_are_not_used(switch):
 def test_autocast_does_not_reach_the_sums():
     network = to_torch(lipschitz_cnn((1, 8, 8), 3)).eval()
     x = torch.rand(9, 1, 8, 8)
-    expected = direct_forward(network, x, FLOAT32)
+    expected = direct_forward(network, x, FLOAT32)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(direct_forward(network, x, FLOAT32), expected)
+        assert torch.equal(direct_forward(network, x, FLOAT32)[0], expected)
 
 
 SWITCHES = [
@@ -198,10 +198,10 @@ from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn
 network = to_torch(lipschitz_cnn((1, 8, 8), 10)).eval()
 X = torch.randn(300, 1, 8, 8)
-exact = direct_forward(network.double(), X.double(), Arithmetic("float64"))
+exact = direct_forward(network.double(), X.double(), Arithmetic("float64"))[0]
 network.float()
 with contextlib.suppress(AttributeError):  # versions of torch without this switch
     torch.{switch}
-assert (direct_forward(network, X, Arithmetic.of_networks("float32")) - exact).abs().max() < 1e-5
+assert (direct_forward(network, X, Arithmetic.of_networks("float32"))[0] - exact).abs().max() < 1e-5
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
