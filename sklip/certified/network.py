@@ -334,8 +334,8 @@ class CertifiedNetwork:
         constants = self.margin_bounds[pairs]
         with np.errstate(invalid="ignore"):
             moved = constants * np.broadcast_to(drift.offset, len(pairs))[:, None]
-        # An exact margin at x' is at least the computed one at x, less its error, less its constant times
-        # the way from what was seen at x to what is seen at x'; float64 must not undo what is left.
+        # An exact margin at x' is at least the computed one at x, less its error, less its constant
+        # times the way from what is seen of x to what is seen of x'. Float64 must not undo the rest.
         exact = Budget(decided.errors + moved, bounds[pairs] + constants * drift.slope)
         return exact + self.precisions[-1].budget(pairs, decided.lengths, reach, drift)
 
