@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklip.certified import Affine, CertifiedNetwork
 from sklip.certified.arithmetic import floored_product
 from sklip.certified.integrity import refuse_altered
-from sklip.certified.radii import pair_rows, softmax_budget
+from sklip.certified.radii import softmax_budget
 from sklip.estimators import LipschitzClassifier
 from sklip.estimators.base import proven_network
 from sklip.preprocessing.gains import Gains
@@ -160,8 +160,7 @@ def _labels_and_radii(
         logits = decided.logits_in(network.arithmetic.dtype)
         budget += softmax_budget(logits, inverse_temperature, change)
         # What decides is made of logits in the network's precision, at x' as well.
-        pairs = pair_rows(decided.logits)
-        budget += network.precisions[0].budget(pairs, decided.lengths, reach, drift)
+        budget += network.precisions[0].budget(decided.pairs, decided.lengths, reach, drift)
     labels = classifier.classes_[decided.codes]
     return labels, budget.radii(decided.logits), inverse_temperature is not None
 

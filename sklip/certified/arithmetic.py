@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["FLOOR", "Affine", "Arithmetic", "above_floor", "floored_product"]
+__all__ = ["FLOOR", "Affine", "Arithmetic", "above_floor", "floored_product", "subnormal"]
 
 # Constants that are not zero are raised to this: far above the subnormal numbers, which products round
 # down to zero and processors may flush, and far below whatever matters.
@@ -43,6 +45,16 @@ def above_floor(product: Any, *terms: Any) -> Any:
 def floored_product(left: Any, right: Any) -> Any:
     """Return left * right for numbers >= 0, raised to FLOOR unless one of them is zero."""
     return above_floor(left * right, left, right)
+
+
+# Integers as wide as floating-point numbers of so many bytes.
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def subnormal(values: Tensor) -> Tensor:
+    """Return where values are subnormal, also where the processor takes such numbers for 0."""
+    bits = values.contiguous().view(_INTEGERS[values.element_size()])
+    return (values.abs() < torch.finfo(values.dtype).tiny) & (bits << 1 != 0)
 
 
 @dataclass(frozen=True)

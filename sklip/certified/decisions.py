@@ -70,7 +70,7 @@ class Decisions:
         shape = (n_samples, n_outputs)
         return cls(np.empty(shape), np.empty(shape), np.empty(n_samples))
 
-    def take(self, rows: NDArray[np.intp] | slice, others: Decisions) -> None:
+    def take(self, rows: NDArray[np.intp], others: Decisions) -> None:
         """Write others in the place of some rows."""
         self.logits[rows], self.errors[rows] = others.logits, others.errors
         self.lengths[rows] = others.lengths
@@ -79,6 +79,11 @@ class Decisions:
     def codes(self) -> NDArray[np.intp]:
         """Predicted classes."""
         return predicted_codes(self.logits)
+
+    @property
+    def pairs(self) -> NDArray[np.intp]:
+        """Places of the predicted classes in matrices of bounds on pairs."""
+        return pair_rows(self.logits)
 
     def logits_in(self, dtype: str) -> NDArray[np.floating[Any]]:
         """Return the logits, rounded to another precision, in which they predict the same classes."""
@@ -155,7 +160,7 @@ def decide(
                 piece if len(pending) == len(piece) else piece[pending], precision
             )
             decided.take(pending, found)
-            needed = found.errors + finest.for_length(pair_rows(found.logits), found.lengths)
+            needed = found.errors + finest.for_length(found.pairs, found.lengths)
             if precision is not finest:
                 needed = np.maximum(needed, found.errors / share)
             margins, others = predicted_margins(found.logits)

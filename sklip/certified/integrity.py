@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+
+from sklip.certified.arithmetic import subnormal
 
 __all__ = [
     "digest",
@@ -82,14 +85,15 @@ def refuse_hidden_state(module: nn.Module) -> None:
         )
 
 
+@torch.no_grad()
 def without_subnormal_(network: nn.Module) -> nn.Module:
     """Set subnormal weights, which processors may take for 0, to 0 in place."""
-    for value in (*network.parameters(), *network.buffers()):
-        if value.is_floating_point():
-            value.detach()[value.detach().abs() < torch.finfo(value.dtype).tiny] = 0
+    for _, value in _named_weights(network):
+        value[subnormal(value)] = 0
     return network
 
 
+@torch.no_grad()
 def refuse_subnormal(network: nn.Module) -> None:
     """Refuse subnormal weights, which processors may take for 0.
 
@@ -97,21 +101,18 @@ def refuse_subnormal(network: nn.Module) -> None:
     ------
     ValueError
     """
-    for name, value in (*network.named_parameters(), *network.named_buffers()):
-        if not value.is_floating_point():
-            continue
-        tiny = torch.finfo(value.dtype).tiny
-        # By their bits: compared as numbers they may be 0.
-        signed = value.detach().contiguous().view(_INTEGERS[value.element_size()])
-        if ((value.detach().abs() < tiny) & (signed << 1 != 0)).any():
+    for name, value in _named_weights(network):
+        if subnormal(value).any():
             raise ValueError(
-                f"{name} has weights that are subnormal, of sizes below {tiny}; set them to 0, as "
-                "CertifiedNetwork.prove does with its copy."
+                f"{name} has weights that are subnormal, of sizes below "
+                f"{torch.finfo(value.dtype).tiny}; set them to 0, as CertifiedNetwork.prove does with "
+                "its copy."
             )
 
 
-# Integers as wide as floating-point numbers of so many bytes.
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+def _named_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    named = (*network.named_parameters(), *network.named_buffers())
+    return ((name, value) for name, value in named if value.is_floating_point())
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

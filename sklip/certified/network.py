@@ -25,7 +25,7 @@ from sklip.certified.integrity import (
 from sklip.certified.maps import product_upper
 from sklip.certified.margins import MarginErrors, leading_translations, margin_bounds
 from sklip.certified.norms import matrix_norm_upper
-from sklip.certified.radii import Budget, certified_radii, pair_rows
+from sklip.certified.radii import Budget, certified_radii
 from sklip.certified.rules import described_chain
 from sklip.certified.state import network_from_state, network_state
 from sklip.rows import as_numpy
@@ -329,7 +329,7 @@ class CertifiedNetwork:
         -------
         budget : Budget
         """
-        drift, pairs = drift or Affine(), pair_rows(decided.logits)
+        drift, pairs = drift or Affine(), decided.pairs
         bounds = floored_product(self.margin_bounds, reach) if bounds is None else bounds
         constants = self.margin_bounds[pairs]
         with np.errstate(invalid="ignore"):

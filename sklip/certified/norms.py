@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklip.certified.arithmetic import FLOOR
+from sklip.certified.arithmetic import FLOOR, subnormal
 
 __all__ = [
     "absolute_convolution_norm_upper",
@@ -110,10 +110,10 @@ def _finite(values: Tensor) -> Tensor:
     exact = stored.double()
     if stored.dtype == torch.float32:
         # Subnormal numbers by their bits: a processor that flushes them converts them to 0.
-        bits = stored.contiguous().view(torch.int32)
-        subnormal = (bits & 0x7F800000 == 0) & (bits & 0x7FFFFF != 0)
-        sizes = (bits[subnormal] & 0x7FFFFF).double() * 2.0**-149
-        exact[subnormal] = torch.where(bits[subnormal] < 0, -sizes, sizes)
+        tiny = subnormal(stored)
+        bits = stored.contiguous().view(torch.int32)[tiny]
+        sizes = (bits & 0x7FFFFF).double() * 2.0**-149
+        exact[tiny] = torch.where(bits < 0, -sizes, sizes)
     if not torch.isfinite(exact).all():
         raise ValueError("weights must be finite to be certified, got NaN or infinite values.")
     return exact

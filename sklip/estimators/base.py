@@ -17,8 +17,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from sklip import networks
-from sklip.certified import Arithmetic, CertifiedNetwork
-from sklip.certified.integrity import refuse_altered, without_subnormal_
+from sklip.certified import CertifiedNetwork
+from sklip.certified.integrity import refuse_altered
 from sklip.estimators.parameters import (
     resolve_augmentation,
     resolve_dtype,
@@ -353,8 +353,7 @@ def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
             "Training produced non-finite weights. Lower learning_rate, or scale X if it contains "
             "large values."
         )
-    network = without_subnormal_(to_torch(polish_(module)).eval().requires_grad_(False))
-    return CertifiedNetwork(network, data.input_shape, Arithmetic.of_networks(data.dtype))
+    return CertifiedNetwork.prove(to_torch(polish_(module)), data.input_shape, data.dtype)
 
 
 def proven_network(estimator: LipschitzEstimator) -> CertifiedNetwork:

@@ -325,8 +325,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the class of each row: that of the exact function of the stored weights.
 
-        Unless two classes are closer than float64 can tell, where the certified radius is 0. Networks
-        in float32 decide in float32 where that is proven to come to the same.
+        Only where two classes are closer than float64 can tell it may be the other; the certified
+        radius is 0 there. Networks in float32 decide in float32 where that is proven to give the same.
 
         Parameters
         ----------
