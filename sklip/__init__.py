@@ -8,6 +8,7 @@ The rooms, in the order in which they may import each other:
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
 * certification: unwraps an estimator, and joins its preprocessing with its certified network.
+* ranges: how far single columns may move alone.
 * metrics, scoring, plots: numbers and pictures of labels and radii.
 """
 
@@ -20,6 +21,7 @@ from sklip.metrics import (
     certified_accuracy_score,
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
+from sklip.ranges import certified_ranges
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "certificates",
     "certified_accuracy_score",
     "certified_accuracy_scorer",
+    "certified_ranges",
     "lipschitz_bound",
     "lipschitz_estimate",
     "most_robust",

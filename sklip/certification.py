@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from sklip.certified import Affine, CertifiedNetwork
-from sklip.certified.arithmetic import floored_product
+from sklip.certified import Affine, Budget, CertifiedNetwork
+from sklip.certified.decisions import Decisions
+from sklip.certified.gains import Gains
 from sklip.certified.integrity import refuse_altered
 from sklip.certified.radii import softmax_budget
 from sklip.estimators import LipschitzClassifier
 from sklip.estimators.base import proven_network
-from sklip.preprocessing.gains import Gains
+from sklip.preprocessing.scales import column_names, given_scale, standard_deviations
 from sklip.preprocessing.steps import flat_steps
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
 from sklip.rows import as_numpy
@@ -32,9 +34,12 @@ __all__ = ["certificates", "predict_with_radii"]
 # What scikit-learn's searches share: it hands X to the best estimator and does nothing else.
 _SEARCH_PREDICT = inspect.getattr_static(GridSearchCV, "predict")
 
+# A column whose gain is so many times the median limits the radius alone.
+_THROTTLED = 30
+
 
 def certificates(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
+    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = (), scale: Any = None
 ) -> NDArray[np.float64]:
     r"""Radius around each row of X inside which ``estimator.predict`` can't change.
 
@@ -57,25 +62,43 @@ def certificates(
         Columns that can't change, by name or by position at ``fit``: the radius speaks of x' that agree
         with x there. Parts of a ColumnTransformer that read fixed columns only may be anything
         (OneHotEncoder, say); what they compute is taken as given.
+    scale : array-like of shape (n_columns,), Series, dict or "std", default=None
+        Unit of each column, a positive number: the radius speaks of x' with
+        :math:`\sum_c ((x'_c - x_c) / s_c)^2 < r^2`. A Series or dict goes by names or by positions at
+        ``fit`` and may leave out fixed columns. "std" takes the standard deviations of the training
+        data, where a StandardScaler or the classifier (`feature_std_`) saw them before any step
+        mixed columns. None: 1 for all, a radius in the units of X itself.
 
     Returns
     -------
     radii : ndarray of shape (n_samples,)
-        L2, in the units of X; 0 where nothing can be said, as for rows with missing values.
+        L2, in the units of X, or of `scale`; 0 where nothing can be said, as for rows with missing
+        values.
 
     Raises
     ------
     TypeError
         For an estimator without certificates, or a step without a proven bound.
+    ValueError
+        For columns that there are none of, and scales that are missing, not positive or not known.
+
+    Warns
+    -----
+    UserWarning
+        If no `scale` is given, and the steps enlarge a change of one column more than 30 times as much
+        as that of the median column, so that this column limits the radius: a share of 0.01 may be the
+        whole range of one column, and 0.01 a thousandth of a unit of another.
     NotFittedError
         If the estimator is not fitted.
 
     See Also
     --------
     predict_with_radii : The labels as well, for the same time.
+    certified_ranges : How far each column may move alone.
 
     Examples
     --------
+    >>> import numpy as np
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
@@ -84,12 +107,18 @@ def certificates(
     >>> pipeline = make_pipeline(StandardScaler(), LipschitzClassifier(max_epochs=5, random_state=0))
     >>> certificates(pipeline.fit(X, y), X).shape
     (150,)
+
+    In standard deviations of each column:
+
+    >>> in_deviations = certificates(pipeline, X, scale="std")
+    >>> bool(np.allclose(in_deviations, certificates(pipeline, X, scale=X.std(axis=0))))
+    True
     """
-    return _labels_and_radii(estimator, X, fixed_columns)[1]
+    return _labels_and_radii(estimator, X, fixed_columns, scale)[1]
 
 
 def predict_with_radii(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
+    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = (), scale: Any = None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     r"""Labels as from ``estimator.predict``, and a radius inside which each can't change.
 
@@ -103,16 +132,23 @@ def predict_with_radii(
         What `estimator` takes.
     fixed_columns : iterable of str or int, default=()
         As for :func:`certificates`.
+    scale : array-like of shape (n_columns,), Series, dict or "std", default=None
+        As for :func:`certificates`.
 
     Returns
     -------
     labels : ndarray of shape (n_samples,)
     radii : ndarray of shape (n_samples,)
-        L2, in the units of X; 0 where nothing can be said.
+        L2, in the units of X, or of `scale`; 0 where nothing can be said.
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
+        As :func:`certificates`.
+
+    Warns
+    -----
+    UserWarning
         As :func:`certificates`.
 
     Examples
@@ -125,52 +161,178 @@ def predict_with_radii(
     >>> bool((labels == clf.predict(X)).all())
     True
     """
-    labels, radii, tempered = _labels_and_radii(estimator, X, fixed_columns)
+    labels, radii, tempered = _labels_and_radii(estimator, X, fixed_columns, scale)
     # Where a softmax decides, rows of radius 0 may be ties that it breaks in another way.
     return estimator.predict(X) if tempered else labels, radii
 
 
-def _labels_and_radii(
-    estimator: Any, X: Any, fixed_columns: Iterable[str | int]
-) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
-    """Return labels of the network's logits, radii, and whether a softmax of them decides instead."""
-    steps, classifier, inverse_temperature = _unwrapped(estimator)
-    X = as_numpy(X)
-    first = steps[0] if steps else classifier
-    check_is_fitted(first)
-    names = getattr(first, "feature_names_in_", None)
-    n_columns = getattr(first, "n_features_in_", None) or math.prod(np.shape(X)[1:])
-    fixed = fixed_mask(fixed_columns, names, n_columns)
-    if fixed.any() and np.ndim(X) > 2:
+@dataclass(frozen=True)
+class CertifiedRows:
+    """What an estimator predicts for some rows, and what is proven of the way there.
+
+    Distances are measured in the units of the columns that `gains` starts from.
+
+    Parameters
+    ----------
+    network : CertifiedNetwork
+    decided : Decisions
+        What it made of the rows.
+    labels : ndarray of shape (n_samples,)
+        The class of each row's largest logit.
+    gains : Gains
+        How far a change of the columns comes where it gets to the network.
+    drift : Affine
+        How far rounding in the steps moves it.
+    longest : ndarray of shape (n_samples,), or float
+        Distance up to which no step can overflow.
+    inverse_temperature : float, or None
+        Of a softmax that decides instead.
+    """
+
+    network: CertifiedNetwork
+    decided: Decisions
+    labels: NDArray[Any]
+    gains: Gains
+    drift: Affine
+    longest: Distances
+    inverse_temperature: float | None
+
+    def budget(self, bounds: NDArray[np.float64] | None) -> Budget:
+        """Return what claims about neighbours set aside of the margins.
+
+        Parameters
+        ----------
+        bounds : ndarray of shape (n_outputs, n_outputs), or None
+            How fast each difference of logits moves with the change that a claim is about; None: that
+            of what the network sees.
+
+        Returns
+        -------
+        budget : Budget
+        """
+        network, decided, reach, drift = self.network, self.decided, self.gains.bound, self.drift
+        budget = network.budget(decided, reach=reach, bounds=bounds, drift=drift)
+        budget = replace(budget, longest=np.minimum(budget.longest, self.longest))
+        if self.inverse_temperature is not None:
+            change = network.lipschitz_bound * (reach + float(drift.slope))
+            logits = decided.logits_in(network.arithmetic.dtype)
+            budget += softmax_budget(logits, self.inverse_temperature, change)
+            # What decides is made of logits in the network's precision, at x' as well.
+            budget += network.precisions[0].budget(decided.pairs, decided.lengths, reach, drift)
+        return budget
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An estimator taken apart, and the columns of the rows that it is given.
+
+    Parameters
+    ----------
+    steps : list of fitted transformers
+        What comes before the classifier.
+    classifier : LipschitzClassifier
+    inverse_temperature : float, or None
+        Of a calibration around it.
+    names : ndarray of shape (n_columns,), or None
+        Names of the columns, where they have any.
+    fixed : ndarray of shape (n_columns,)
+        Which columns can't change.
+    """
+
+    steps: list[Any]
+    classifier: LipschitzClassifier
+    inverse_temperature: float | None
+    names: NDArray[Any] | None
+    fixed: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, estimator: Any, X: Any, fixed_columns: Iterable[str | int]) -> Opened:
+        """Take an estimator apart.
+
+        Raises
+        ------
+        TypeError
+            For an estimator without certificates.
+        ValueError
+            For fixed columns that there are none of.
+        """
+        steps, classifier, inverse_temperature = _unwrapped(estimator)
+        first = steps[0] if steps else classifier
+        check_is_fitted(first)
+        names = getattr(first, "feature_names_in_", None)
+        n_columns = getattr(first, "n_features_in_", None) or math.prod(np.shape(X)[1:])
+        fixed = fixed_mask(fixed_columns, names, n_columns)
+        if fixed.any():
+            refuse_images(X, "fixed_columns")
+        return cls(steps, classifier, inverse_temperature, names, fixed)
+
+    def start(self, scale: NDArray[np.float64] | float = 1.0) -> Gains:
+        """Return the columns as they are, in units of `scale`."""
+        return Gains.at_start(len(self.fixed), self.fixed, scale)
+
+    def is_network_alone(self, start: Gains) -> bool:
+        """Whether columns get to the network as they are."""
+        return not self.steps and bool((start.matrix == 1).all())
+
+    def rows(self, X: Any, start: Gains) -> CertifiedRows:
+        """Evaluate rows, a change of which is measured in the units of `start`."""
+        network = proven_network(self.classifier)
+        gains, drift = start, Affine()
+        longest: Distances = math.inf
+        if not self.is_network_alone(start):
+            X, gains, drift, longest = walk(self.steps, X, self.names, start)
+        decided = network.decisions(self.classifier.network_rows(X))
+        labels = self.classifier.classes_[decided.codes]
+        return CertifiedRows(network, decided, labels, gains, drift, longest, self.inverse_temperature)
+
+    def chosen_scale(self, X: Any, scale: Any) -> NDArray[np.float64] | float:
+        """Return the units that a caller chose, as numbers."""
+        if scale is None:
+            return 1.0
+        refuse_images(X, "scale")
+        if not (isinstance(scale, str) and scale == "std"):
+            return given_scale(scale, self.names, self.fixed)
+        of_network = getattr(self.classifier, "feature_std_", None)
+        return standard_deviations(self.steps, of_network, self.names, self.fixed)
+
+    def warn_of_a_throttle(self, gains: Gains) -> None:
+        """Warn where one column, of which a small change counts most, makes all radii small."""
+        moving = gains.of_columns[gains.of_columns > 0]
+        if len(moving) and moving.max() > _THROTTLED * np.median(moving):
+            column = column_names(np.array([gains.of_columns.argmax()]), self.names)[0]
+            # The same text for all rows, so that Python shows it once.
+            warnings.warn(
+                f"The steps enlarge a change of column {column!r} far more than one of most other "
+                "columns, so that it limits all radii in the units of X; pass scale='std', or a scale "
+                "of your own, to measure each column in a unit that suits it.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def refuse_images(X: Any, argument: str) -> None:
+    """Refuse arrays of images where columns are spoken of."""
+    if np.ndim(X) > 2:
         raise ValueError(
-            f"fixed_columns needs X of flat rows, got shape {np.shape(X)}; flatten the images, "
+            f"{argument} needs X of flat rows, got shape {np.shape(X)}; flatten the images, "
             "channels first."
         )
-    network = proven_network(classifier)
-    longest: Distances = math.inf
-    reach, bounds, drift = 1.0, None, Affine()
-    if steps or fixed.any():
-        X, gains, drift, longest = walk(steps, X, names, fixed)
-        reach, bounds = gains.bound, _margin_bounds_behind(network, gains)
-    decided = network.decisions(classifier.network_rows(X))
-    budget = network.budget(decided, reach=reach, bounds=bounds, drift=drift)
-    budget = replace(budget, longest=np.minimum(budget.longest, longest))
-    if inverse_temperature is not None:
-        change = network.lipschitz_bound * (reach + float(drift.slope))
-        logits = decided.logits_in(network.arithmetic.dtype)
-        budget += softmax_budget(logits, inverse_temperature, change)
-        # What decides is made of logits in the network's precision, at x' as well.
-        budget += network.precisions[0].budget(decided.pairs, decided.lengths, reach, drift)
-    labels = classifier.classes_[decided.codes]
-    return labels, budget.radii(decided.logits), inverse_temperature is not None
 
 
-def _margin_bounds_behind(network: CertifiedNetwork, gains: Gains) -> NDArray[np.float64]:
-    """Return how fast each difference of logits moves with the columns that `gains` starts from."""
-    bounds: NDArray[np.float64] = floored_product(network.margin_bounds, gains.bound)
-    factors = gains.separate_factors
-    folded = None if factors is None else network.margin_bounds_behind(factors)
-    return bounds if folded is None else np.minimum(bounds, folded)
+def _labels_and_radii(
+    estimator: Any, X: Any, fixed_columns: Iterable[str | int], scale: Any
+) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
+    """Return labels of the network's logits, radii, and whether a softmax of them decides instead."""
+    X = as_numpy(X)
+    opened = Opened.of(estimator, X, fixed_columns)
+    start = opened.start(opened.chosen_scale(X, scale))
+    rows, bounds = opened.rows(X, start), None
+    if scale is None:
+        opened.warn_of_a_throttle(rows.gains)
+    if not opened.is_network_alone(start):
+        bounds = rows.network.margins_behind(rows.gains).bounds
+    budget = rows.budget(bounds)
+    return rows.labels, budget.radii(rows.decided.logits), rows.inverse_temperature is not None
 
 
 def _unwrapped(estimator: Any) -> tuple[list[Any], Any, float | None]:

@@ -36,7 +36,7 @@ class CertifiedAccuracyDisplay:
     Parameters
     ----------
     eps : ndarray of shape (n_points,)
-        Budgets: L2, in the units of X.
+        Budgets: L2, in the units of X, or of `scale`.
     certified_accuracy : ndarray of shape (n_points,)
         Certified accuracy at each.
     name : str, default=None
@@ -75,6 +75,7 @@ class CertifiedAccuracyDisplay:
         y: ArrayLike,
         *,
         fixed_columns: Iterable[str | int] = (),
+        scale: Any = None,
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
         ax: Axes | None = None,
@@ -92,6 +93,8 @@ class CertifiedAccuracyDisplay:
             True labels.
         fixed_columns : iterable of str or int, default=()
             Columns that can't change, as for :func:`sklip.certificates`.
+        scale : array-like, Series, dict or "std", default=None
+            Unit of each column, as for :func:`sklip.certificates`.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
         name : str, default=None
@@ -105,7 +108,7 @@ class CertifiedAccuracyDisplay:
         -------
         display : CertifiedAccuracyDisplay
         """
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns)
+        labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns, scale=scale)
         name = type(estimator).__name__ if name is None else name
         display = cls.from_predictions(y, labels, radii, sample_weight=sample_weight, name=name)
         return display.plot(ax=ax, **plot_kwargs)
@@ -171,7 +174,7 @@ class CertifiedAccuracyDisplay:
             plot_kwargs = {"label": name, **plot_kwargs}
         (self.line_,) = self.ax_.plot(self.eps, self.certified_accuracy, **plot_kwargs)
         self.ax_.set(
-            xlabel="eps (L2, in the units of X)",
+            xlabel="eps (L2, in the units of the radii)",
             ylabel="Certified accuracy",
             ylim=(0, 1.02),
             xlim=(0, None),

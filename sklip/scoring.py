@@ -19,8 +19,8 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     """Scorer: share of samples predicted right with a certified radius above `eps`.
 
     ``scorer(estimator, X, y)`` works on a LipschitzClassifier, on a Pipeline that ends in one and on
-    a fitted search; `eps` is in the units of that estimator's own input. make_scorer cannot build
-    such a scorer, since it takes no method but predict and its kin.
+    a fitted search; `eps` is in the units of that estimator's own input, or of `scale`. make_scorer
+    cannot build such a scorer, since it takes no method but predict and its kin.
 
     Parameters
     ----------
@@ -28,6 +28,8 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
         Perturbation budget: L2, at least 0.
     fixed_columns : sequence of str or int, default=()
         Columns that can't change, as for :func:`sklip.certificates`.
+    scale : array-like, Series, dict or "std", default=None
+        Unit of each column, as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -36,16 +38,21 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     certified_accuracy_scorer(eps=0.3)
     """
 
-    def __init__(self, eps: float = 0.5, fixed_columns: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self, eps: float = 0.5, fixed_columns: Sequence[str | int] = (), scale: Any = None
+    ) -> None:
         self.eps = eps
         self.fixed_columns = fixed_columns
+        self.scale = scale
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
         eps = check_eps(self.eps)
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        labels, radii = predict_with_radii(
+            estimator, X, fixed_columns=self.fixed_columns, scale=self.scale
+        )
         return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
 
 
@@ -53,12 +60,14 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     """Scorer: mean certified radius, a wrong prediction counting 0.
 
     ``scorer(estimator, X, y)`` works on a LipschitzClassifier, on a Pipeline that ends in one and on
-    a fitted search. The score is a length in the units of that estimator's own input.
+    a fitted search. The score is a length in the units of that estimator's own input, or of `scale`.
 
     Parameters
     ----------
     fixed_columns : sequence of str or int, default=()
         Columns that can't change, as for :func:`sklip.certificates`.
+    scale : array-like, Series, dict or "std", default=None
+        Unit of each column, as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -67,14 +76,17 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     average_certified_radius_scorer()
     """
 
-    def __init__(self, fixed_columns: Sequence[str | int] = ()) -> None:
+    def __init__(self, fixed_columns: Sequence[str | int] = (), scale: Any = None) -> None:
         self.fixed_columns = fixed_columns
+        self.scale = scale
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        labels, radii = predict_with_radii(
+            estimator, X, fixed_columns=self.fixed_columns, scale=self.scale
+        )
         return average_certified_radius_score(y, labels, radii, sample_weight=sample_weight)
 
 

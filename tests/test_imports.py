@@ -26,6 +26,7 @@ DOORS = {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
     "certification": {"certified", "estimators", "preprocessing", "rows"},
+    "ranges": {"certification", "preprocessing", "rows"},
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
 }

@@ -73,8 +73,8 @@ class MapBound:
     at_zero : float, default=0.0
         Bound on the length of f(0). Of layers it is found by evaluation, and need not be given.
     factors : ndarray or float, default=None
-        If output j depends on one input alone: a change of that by d moves the output by at most
-        ``factors[j]`` times d, and by nothing if the factor is 0.
+        If output j depends, also as computed, on one input alone: a change of that by d moves the
+        output by at most ``factors[j]`` times d, and by nothing if the factor is 0.
     sources : ndarray of shape (n_outputs,), default=None
         Which input that is; None where output j comes from input j.
     matrix : Tensor of shape (n_outputs, n_inputs), default=None
@@ -82,6 +82,10 @@ class MapBound:
         of themselves.
     reads : ndarray of int, default=None
         Inputs that f depends on; None: all.
+    linear : bool, default=False
+        Whether output j is moved by exactly ``factors[j]`` times d; factors then have signs, and may be
+        off by 2 ** -50 of themselves unless they are 0 or 1. Such a map is folded into matrices on
+        either side of it.
 
     Examples
     --------
@@ -97,6 +101,7 @@ class MapBound:
     sources: NDArray[np.intp] | None = None
     matrix: Tensor | None = None
     reads: NDArray[np.intp] | None = None
+    linear: bool = False
 
     def error_in(self, arithmetic: Arithmetic) -> Affine:
         """Return the bound d + c t on the error of one evaluation, for an input of length t."""
@@ -185,10 +190,10 @@ class Registry:
         if not isinstance(bound, MapBound):
             raise TypeError(f"the rule of {name} must return a MapBound, got {bound!r}.")
         factors = None if bound.factors is None else np.asarray(bound.factors, dtype=np.float64)
-        if factors is not None and not (np.isfinite(factors) & (factors >= 0)).all():
+        if factors is not None and not (np.isfinite(factors) & (bound.linear | (factors >= 0))).all():
             raise ValueError(
                 f"the factors of {name} must be finite and at least 0, got {bound.factors}; give their "
-                "absolute values."
+                "absolute values, or say linear=True."
             )
         if bound.matrix is not None and not torch.isfinite(bound.matrix).all():
             raise ValueError(f"the matrix of {name} must be finite.")

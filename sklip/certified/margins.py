@@ -4,56 +4,143 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
+from sklip.certified.gains import Gains
 from sklip.certified.maps import Course, MapBound, longest_input, product_upper
-from sklip.certified.norms import row_distances_upper
+from sklip.certified.norms import column_lengths_upper, row_distances_upper
 from sklip.certified.radii import Budget
 from sklip.certified.rules import length_upper
 
-__all__ = ["MarginErrors", "leading_translations", "margin_bounds"]
-
-
-def leading_translations(bounds: Sequence[MapBound]) -> int:
-    """Count the first layers that move no value against another, but for the last layer of all."""
-    start = 0
-    while start < len(bounds) - 1 and isinstance(bounds[start].factors, float):
-        if bounds[start].factors != 1.0:
-            break
-        start += 1
-    return start
+__all__ = ["MarginErrors", "MarginGains", "margin_bounds"]
 
 
 def margin_bounds(
-    chain: Sequence[nn.Module],
-    constants: Sequence[float],
-    n_outputs: int,
-    diagonal: Tensor | None = None,
+    chain: Sequence[nn.Module], constants: Sequence[float], n_outputs: int
 ) -> NDArray[np.float64]:
     r"""Proven Lipschitz constants of all differences :math:`f_i - f_j` of logits.
 
     If the chain ends in a linear layer with rows :math:`w_i`, the constant is
     :math:`\|w_i - w_j\|_2 L` with L the bound of everything before; that is never larger than
-    :math:`\sqrt2 \|W\|_2 L`. For any other end it is :math:`\sqrt2` times the network's bound. With
-    `diagonal`, `constants` are those of a chain whose first layer has it folded in.
+    :math:`\sqrt2 \|W\|_2 L`. For any other end it is :math:`\sqrt2` times the network's bound.
     """
-    head = chain[-1]
-    if type(head) is nn.Linear:
-        body, weight = product_upper(constants[:-1]), head.weight
-        if n_outputs == 1:
-            weight = nn.functional.pad(weight, (0, 0, 0, 1))  # the distance from zero
-        distances = row_distances_upper(weight, diagonal if len(chain) == 1 else None).numpy()
-        distances = floored_product(distances, body * (1 + 2.0**-51))
-        return np.asarray(distances[:1, 1:] if n_outputs == 1 else distances)
-    bound = product_upper(constants)
+    if type(chain[-1]) is not nn.Linear:
+        return _of_pairs(product_upper(constants), n_outputs)
+    distances = _head_distances(chain[-1].weight, n_outputs)
+    return _times(distances, product_upper(constants[:-1]))
+
+
+def _head_distances(rows: Tensor, n_outputs: int) -> NDArray[np.float64]:
+    """Distances of the rows of all pairs of logits; from zero if there is one."""
+    if n_outputs == 1:
+        return row_distances_upper(nn.functional.pad(rows, (0, 0, 0, 1))).numpy()[:1, 1:]
+    return np.asarray(row_distances_upper(rows).numpy())
+
+
+def _times(distances: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+    return np.asarray(floored_product(distances, bound * (1 + 2.0**-51)))
+
+
+def _of_pairs(bound: float, n_outputs: int) -> NDArray[np.float64]:
+    """Two entries of a change differ by at most the root of 2 times its length."""
     if n_outputs == 1:
         return np.array([[bound]])
     return np.asarray(math.sqrt(2) * (1 + 2.0**-51) * bound * (1 - np.eye(n_outputs)))
+
+
+class MarginGains:
+    r"""How fast differences of logits move with the columns in front of a network.
+
+    Linear layers that come first, or behind translations, are multiplied into what is known of the
+    columns: :math:`\|W M\|_2` is never more and can be far less than :math:`\|W\|_2 \|M\|_2`. If the
+    network has no other layers, what counts is the distance of two rows of W M.
+
+    Parameters
+    ----------
+    chain : sequence of torch.nn.Module
+        The layers in order.
+    maps : sequence of MapBound
+        What is proven of each.
+    n_outputs : int
+    gains : Gains
+        How far a change of the columns comes in front of the first layer.
+
+    Attributes
+    ----------
+    bounds : ndarray of shape (n_outputs, n_outputs)
+        For changes of all columns.
+    """
+
+    def __init__(
+        self, chain: Sequence[nn.Module], maps: Sequence[MapBound], n_outputs: int, gains: Gains
+    ) -> None:
+        self._n_outputs, self._errors = n_outputs, gains.errors
+        self._distances: NDArray[np.float64] | None = None
+        self._rows: NDArray[np.float64] | None = None
+        head = chain[-1] if type(chain[-1]) is nn.Linear else None
+        n_body = len(chain) if head is None else len(chain) - 1
+        self._gains = _through(chain[:n_body], maps[:n_body], gains)
+        if head is not None:
+            self._distances = _head_distances(head.weight, n_outputs)
+            behind = _through([head], maps[n_body:], self._gains)
+            if behind.moves is not None and np.isfinite(behind.of_columns).all():
+                self._rows, self._errors = behind.matrix, behind.errors
+        self.bounds = self._all_bounds()
+
+    def _all_bounds(self) -> NDArray[np.float64]:
+        if self._rows is None:
+            return self._behind(self._gains.bound)
+        error = float(column_lengths_upper(self._errors[:, None])[0])
+        return self._between(_head_distances(torch.from_numpy(self._rows), self._n_outputs), error)
+
+    def of_column(self, column: int) -> NDArray[np.float64]:
+        """Return the bounds where one column changes alone.
+
+        Parameters
+        ----------
+        column : int
+
+        Returns
+        -------
+        bounds : ndarray of shape (n_outputs, n_outputs)
+        """
+        if self._rows is None:
+            return self._behind(float(self._gains.of_columns[column]))
+        entries = self._rows[:, column, None]
+        others = np.zeros((1, 1)) if self._n_outputs == 1 else entries.T
+        distances = np.abs(entries - others) * (1 + 2.0**-52)
+        return self._between(distances, float(self._errors[column]))
+
+    def _behind(self, bound: float) -> NDArray[np.float64]:
+        """Bounds behind a body of which the change of its output is bounded."""
+        if self._distances is None:
+            return _of_pairs(bound, self._n_outputs)
+        return _times(self._distances, bound)
+
+    def _between(self, distances: NDArray[np.float64], error: float) -> NDArray[np.float64]:
+        """Distances of rows that are known but for an error: two of its rows differ by a root of 2."""
+        assert self._distances is not None
+        # Equal rows of the head stay equal.
+        return np.where(self._distances > 0, distances * (1 + 2.0**-50) + 1.5 * error, 0.0)
+
+
+def _through(chain: Sequence[nn.Module], maps: Sequence[MapBound], gains: Gains) -> Gains:
+    """Return how far a change comes behind some layers."""
+    for position, (layer, known) in enumerate(zip(chain, maps, strict=True)):
+        if gains.moves is None:
+            return gains.times(product_upper(each.constant for each in maps[position:]))
+        # On a map of several rows, a layer is no matrix of all values.
+        if type(layer) is nn.Linear and layer.weight.shape[1] == len(gains.moves):
+            known = replace(known, matrix=layer.weight)
+        gains = gains.through(known)
+    return gains
 
 
 class MarginErrors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
 from sklip.certified.decisions import Decisions, decide
 from sklip.certified.direct_sums import flat_chain
+from sklip.certified.gains import Gains
 from sklip.certified.integrity import (
     digest,
     refuse_altered,
@@ -22,9 +24,8 @@ from sklip.certified.integrity import (
     refuse_subnormal,
     without_subnormal_,
 )
-from sklip.certified.maps import product_upper
-from sklip.certified.margins import MarginErrors, leading_translations, margin_bounds
-from sklip.certified.norms import matrix_norm_upper
+from sklip.certified.maps import exact, product_upper
+from sklip.certified.margins import MarginErrors, MarginGains, margin_bounds
 from sklip.certified.radii import Budget, certified_radii
 from sklip.certified.rules import described_chain
 from sklip.certified.state import network_from_state, network_state
@@ -109,11 +110,11 @@ class CertifiedNetwork:
                 f"outputs of shape {shape}; add torch.nn.Flatten."
             )
         (self.n_outputs,) = shape
-        # From here on `constants` is all that is needed of the layers.
-        self._constants = tuple(bound.constant for bound in bounds)
-        self._first_mixing = leading_translations(bounds)
-        self.lipschitz_bound = product_upper(self._constants)
-        self.margin_bounds = margin_bounds(chain, self._constants, self.n_outputs)
+        # The exact side of the layers; of their rounding, `precisions` has what is needed.
+        self._maps = tuple(replace(bound, rounding=exact, matrix=None) for bound in bounds)
+        constants = [bound.constant for bound in bounds]
+        self.lipschitz_bound = product_upper(constants)
+        self.margin_bounds = margin_bounds(chain, constants, self.n_outputs)
         self.margin_bounds.flags.writeable = False
         precisions = [arithmetic]
         if arithmetic.dtype != "float64":
@@ -339,29 +340,23 @@ class CertifiedNetwork:
         exact = Budget(decided.errors + moved, bounds[pairs] + constants * drift.slope)
         return exact + self.precisions[-1].budget(pairs, decided.lengths, reach, drift)
 
-    def margin_bounds_behind(self, diagonal: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        r"""Return proven constants of all logit differences behind a scaling of the network's input.
+    def margins_behind(self, gains: Gains) -> MarginGains:
+        r"""Return proven constants of all logit differences behind other maps.
 
-        The scaling is folded into the first layer, :math:`\|W D\|_2`, which is never more and can be
-        far less than :math:`\|W\|_2 \|D\|_2`.
+        Where the network starts with a linear layer, those maps are folded into it.
 
         Parameters
         ----------
-        diagonal : ndarray of shape (n_features,)
-            Diagonal of D, or upper bounds on its absolute values.
+        gains : Gains
+            How far a change of some columns has come where it gets to the network.
 
         Returns
         -------
-        bounds : ndarray of shape (n_outputs, n_outputs), or None
-            None if the network doesn't start with a linear layer.
+        margins : MarginGains
+            Its `bounds`, for the `bounds` of :meth:`budget`, are for changes of all columns together;
+            ``of_column`` gives those of one column.
         """
-        chain, start = flat_chain(self.network), self._first_mixing
-        first = chain[start]
-        if type(first) is not nn.Linear or first.weight.shape[1] != len(diagonal):
-            return None
-        scales = torch.from_numpy(np.asarray(diagonal, dtype=np.float64))
-        constants = [matrix_norm_upper(first.weight, scales), *self._constants[start + 1 :]]
-        return margin_bounds(chain[start:], constants, self.n_outputs, scales)
+        return MarginGains(flat_chain(self.network), self._maps, self.n_outputs, gains)
 
     def check_unchanged(self) -> None:
         """Raise unless the network is the one that was proven.
@@ -387,7 +382,11 @@ class CertifiedNetwork:
             # Themselves, since another class may have the same name.
             [type(module) for module in self.network.modules()],
             (self.input_shape, self.arithmetic, self.n_outputs),
-            (self.lipschitz_bound, self._constants, self._first_mixing),
+            self.lipschitz_bound,
+            [
+                (known.constant, known.linear, np.asarray(known.factors, float).tobytes())
+                for known in self._maps
+            ],
             self.margin_bounds.tobytes(),
             [precision.numbers() for precision in self.precisions],
         )

@@ -23,12 +23,14 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sklip.certified.arithmetic import FLOOR, subnormal
 
 __all__ = [
     "absolute_convolution_norm_upper",
+    "column_lengths_upper",
     "convolution_norm_upper",
     "matrix_norm_upper",
     "row_distances_upper",
@@ -147,15 +149,13 @@ def _unscaled(norm: float, exponent: int) -> float:
         return math.inf
 
 
-def matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> float:
-    r"""Upper bound on :math:`\|W D\|_2`, the largest singular value, that rounding can't break.
+def matrix_norm_upper(matrix: Tensor) -> float:
+    r"""Upper bound on :math:`\|W\|_2`, the largest singular value, that rounding can't break.
 
     Parameters
     ----------
     matrix : Tensor of shape (rows, columns)
         W. Any floating dtype up to float64; its values are taken as exact.
-    diagonal : Tensor of shape (columns,), float64, default=None
-        Diagonal of D; the identity if None.
 
     Returns
     -------
@@ -169,12 +169,6 @@ def matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> float:
     >>> round(matrix_norm_upper(torch.tensor([[3.0, 0.0], [0.0, 4.0]])), 9)
     4.0
     """
-    if diagonal is not None:
-        product = _finite(matrix) * diagonal
-        # Each entry of the product is rounded once; subnormal ones of the matrix may be flushed.
-        lost = 2 * _UNIT * _rounded_up(float(product.norm()), product.numel())
-        lost += _FLUSHED * product.numel() * float(diagonal.abs().max())
-        return _rounded_up(matrix_norm_upper(product) + lost)
     if not _bits(matrix).any():
         return 0.0
     w, exponent = _scaled(matrix)
@@ -186,26 +180,23 @@ def matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> float:
     return _unscaled(math.sqrt(_rounded_up(_largest_eigenvalue_upper(gram) + gram_error)), exponent)
 
 
-def row_distances_upper(matrix: Tensor, diagonal: Tensor | None = None) -> Tensor:
-    r"""Upper bounds on :math:`\|(w_i - w_j) D\|_2` for all pairs of rows, rounding included.
+def row_distances_upper(matrix: Tensor) -> Tensor:
+    r"""Upper bounds on :math:`\|w_i - w_j\|_2` for all pairs of rows, rounding included.
 
     Parameters
     ----------
     matrix : Tensor of shape (rows, columns)
-    diagonal : Tensor of shape (columns,), float64, default=None
-        Diagonal of D; the identity if None.
 
     Returns
     -------
     distances : Tensor of shape (rows, rows), float64
     """
     exact, bits = _finite(matrix), _bits(matrix)
-    scale = torch.ones(()) if diagonal is None else diagonal
-    # n + 2 roundings under the root, two in each difference, one in the root.
+    # n + 2 roundings under the root, one in each difference, one in the root.
     slack = 1 + 2 * (exact.shape[1] + 8) * _UNIT
     rows = []
     for row, row_bits in zip(exact, bits, strict=True):
-        differences = ((exact - row) * scale).numpy()
+        differences = (exact - row).numpy()
         # Divided by a power of two, so that squares neither overflow nor vanish; below 1e-308, entries
         # up to 1e-154 of the largest, they do vanish.
         exponent = math.frexp(float(np.abs(differences).max()))[1]
@@ -213,9 +204,30 @@ def row_distances_upper(matrix: Tensor, diagonal: Tensor | None = None) -> Tenso
         differ = (bits != row_bits).any(1).double()
         lengths = scaled.square().sum(1).sqrt() * slack + differ * (1e-150 * exact.shape[1])
         unscaled = torch.from_numpy(np.ldexp(lengths.numpy(), exponent))
-        least = FLOOR + _FLUSHED * exact.shape[1] * float(scale.abs().max())
-        rows.append(unscaled * (1 + 2 * _UNIT) + differ * least)
+        rows.append(unscaled * (1 + 2 * _UNIT) + differ * (FLOOR + _FLUSHED * exact.shape[1]))
     return torch.stack(rows)
+
+
+def column_lengths_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Upper bounds on the L2 lengths of the columns of a matrix, rounding included.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (rows, columns)
+
+    Returns
+    -------
+    lengths : ndarray of shape (columns,)
+        Infinite where a column is not finite; subnormal numbers may count as 0.
+    """
+    largest = np.abs(matrix).max(axis=0, initial=0.0)
+    finite = np.isfinite(largest)
+    # Divided, so that no square overflows or vanishes, but for entries below 1e-154 of the largest.
+    divisor = np.where((largest > 0) & finite, largest, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = largest * np.sqrt(np.square(matrix / divisor).sum(axis=0))
+        lengths = lengths * (1 + 2 * (len(matrix) + 8) * _UNIT)
+    return np.where(finite, lengths, np.inf)
 
 
 def convolution_norm_upper(kernel: Tensor, stride: tuple[int, int]) -> float:

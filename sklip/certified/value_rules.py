@@ -18,14 +18,14 @@ __all__ = ["both_axes", "cast_loss", "refuse_overlap"]
 
 @register_layer(nn.Identity)
 def _identity(module: nn.Identity, shape: Shape) -> MapBound:
-    return MapBound(1.0, exact, factors=1.0)
+    return MapBound(1.0, exact, factors=1.0, linear=True)
 
 
 @register_layer(nn.Flatten)
 def _flatten(module: nn.Flatten, shape: Shape) -> MapBound:
     if module.start_dim != 1:
         raise TypeError(f"Flatten must keep the samples apart, got start_dim={module.start_dim}.")
-    return MapBound(1.0, exact, factors=1.0)
+    return MapBound(1.0, exact, factors=1.0, linear=True)
 
 
 @register_layer(nn.ReLU, layers.FullSort, layers.GroupSort, layers.GroupSort2)
@@ -55,7 +55,7 @@ def _center(module: layers.Center, shape: Shape) -> MapBound:
         center = length_upper(module.center) * math.sqrt(math.prod((shape or ())[:-1]))
         return Affine(arithmetic.unit * center + flushed(arithmetic, shape or ()), arithmetic.unit)
 
-    return MapBound(1.0, rounding, factors=1.0)
+    return MapBound(1.0, rounding, factors=1.0, linear=True)
 
 
 def cast_loss(module: nn.Module, factor: float, arithmetic: Arithmetic) -> float:

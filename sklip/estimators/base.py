@@ -36,7 +36,7 @@ from sklip.inputs import (
 from sklip.layers import Center, polish_, to_torch
 from sklip.rows import as_numpy
 from sklip.training.callbacks import StopEarly, check_callbacks
-from sklip.training.data import Samples, TrainingData
+from sklip.training.data import Moments, Samples, TrainingData
 from sklip.training.devices import available_device, resolve_device
 from sklip.training.net import LipschitzNet
 from sklip.training.seeding import seeded
@@ -61,8 +61,10 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
 
     certified_network_: CertifiedNetwork
     device_: str
+    feature_std_: NDArray[np.float64]
     history_: list[dict[str, Any]]
     net_: LipschitzNet
+    _moments_: Moments
     _settings_: dict[str, Any]
 
     # -- hooks -------------------------------------------------------------------------------
@@ -143,8 +145,17 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         self.device_, self.solver_ = device, net.solver
         self.input_shape_, self.dtype_ = data.input_shape, data.dtype
         self._plan_, self._settings_ = plan, settings
+        self._keep_moments(data, goes_on=goes_on)
         self._keep(data)
         return self
+
+    def _keep_moments(self, data: TrainingData, *, goes_on: bool) -> None:
+        """Store the spread of the columns of a table, which are units that certificates can be in."""
+        if len(data.input_shape) == 1:
+            moments = data.moments()
+            self._moments_ = self._moments_ + moments if goes_on else moments
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.feature_std_ = self._moments_.deviations
 
     def _read(
         self,

@@ -45,16 +45,16 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
           or None); your own is slower on CUDA, where it can't be replayed as a graph.
     tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
-        margins, in the units of X, that training asks for. ``predict_proba`` is the softmax of
-        tau times the logits.
+        margins that training asks for, in the units of what this estimator itself sees.
+        ``predict_proba`` is the softmax of tau times the logits.
     eps : float, default=0.0
-        For the cross-entropies: radius to train for, in the units of X. The loss is then a bound on the
-        cross-entropy of every input within eps (Tsuzuku et al. 2018). Higher: larger radii, less
-        accuracy. For the largest share certified at a radius, take that radius, and a tau that a
-        search finds.
+        For the cross-entropies: radius to train for, in the units of what this estimator itself sees
+        (behind a StandardScaler: standard deviations). The loss is then a bound on the cross-entropy of
+        every input within eps (Tsuzuku et al. 2018). Higher: larger radii, less accuracy. For the
+        largest share certified at a radius, take that radius, and a tau that a search finds.
     min_margin : float, default=0.2
-        For the HKR losses: margin between logits that the hinge asks for. Higher: larger radii, less
-        accuracy.
+        For the HKR losses: margin between logits that the hinge asks for, in the units of what this
+        estimator itself sees. Higher: larger radii, less accuracy.
     alpha : float, default=50.0
         For the HKR losses: weight of the hinge against the KR term; ``np.inf`` for the hinge alone.
         Lower: larger radii, less accuracy.
@@ -135,6 +135,10 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Shape in which the network sees a row.
     net_ : skorch.NeuralNet
         The trained skorch net, with its optimiser, callbacks and history.
+    feature_std_ : ndarray of shape (n_features_in_,)
+        For tables: standard deviation of each column over the rows of ``fit``, as weighted by sample
+        and class weights, and of all calls that went on from there (rows seen twice count twice).
+        ``certificates(..., scale="std")`` measures in these.
     tau_ : float
         The `tau` of the last fit, which ``predict_proba`` uses.
     device_ : str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from sklip.certified.arithmetic import FLOOR, Affine, Arithmetic
 from sklip.certified.maps import MapBound, Registry
 from sklip.certified.norms import matrix_norm_upper
 
-__all__ = ["TRANSFORMERS", "described_transformer", "register_transformer", "stored_matrix_norm_upper"]
+__all__ = ["TRANSFORMERS", "described_transformer", "register_transformer"]
 
 TRANSFORMERS = Registry(
     "{name} has no Lipschitz bound, so a radius can't be brought back to the units of its input; leave "
@@ -74,7 +75,7 @@ def register_transformer(*transformer_types: type) -> Callable[..., Any]:
     ...     n_features = transformer.n_features_in_
     ...     def rounding(arithmetic):
     ...         return Affine(arithmetic.smallest * n_features, arithmetic.unit)
-    ...     return MapBound(0.5, rounding, factors=0.5)
+    ...     return MapBound(0.5, rounding, factors=0.5, linear=True)
     >>> import numpy as np
     >>> round(transformer_bound(Halve().fit(np.ones((2, 2)))), 9)
     0.5
@@ -97,11 +98,11 @@ def described_transformer(transformer: Any) -> MapBound:
     return TRANSFORMERS.bound(transformer)
 
 
-def stored_matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> float:
-    """Return a bound on the norm of a MapBound's matrix, its columns multiplied by `diagonal`."""
+def _stored_matrix_norm_upper(matrix: Tensor) -> float:
+    """Return a bound on the norm of a MapBound's matrix."""
     # Entries that are off by 2 ** -50 of themselves make an error of at most so much of the Frobenius
     # norm, which is at most the root of the rank times the norm.
-    return matrix_norm_upper(matrix, diagonal) * (1 + 2.0**-50 * min(matrix.shape))
+    return matrix_norm_upper(matrix) * (1 + 2.0**-50 * min(matrix.shape))
 
 
 # What transform does depends on the parameters as they are now, so the rules read them, not only what
@@ -110,11 +111,11 @@ def stored_matrix_norm_upper(matrix: Tensor, diagonal: Tensor | None = None) -> 
 
 @register_transformer(StandardScaler)
 def _standard_scaler(scaler: StandardScaler) -> MapBound:
-    scale = scaler.scale_
-    if scale is not None and not scaler.with_std:
-        # Switched off after fit: dense rows are divided no more, sparse ones still are.
-        scale = np.minimum(scale, 1.0)
-    return _divided(scale, scaler.mean_ if scaler.with_mean else 0.0, scaler)
+    scale, mean = scaler.scale_, scaler.mean_ if scaler.with_mean else 0.0
+    if scale is None or scaler.with_std:
+        return _divided(scale, mean, scaler)
+    # Switched off after fit: dense rows are divided no more, sparse ones still are.
+    return replace(_divided(np.minimum(scale, 1.0), mean, scaler), linear=False)
 
 
 @register_transformer(RobustScaler)
@@ -142,7 +143,8 @@ def _divided(scale: Any, shift: Any, scaler: Any, *stored: NDArray[Any]) -> MapB
 def _min_max_scaler(scaler: MinMaxScaler) -> MapBound:
     # Clipping moves no two values apart, but it moves the value at 0: the larger of both is a bound.
     at_zero = np.maximum(np.abs(scaler.min_), np.max(np.abs(scaler.feature_range)))
-    return _diagonal(np.asarray(scaler.scale_, np.float64), at_zero)
+    known = _diagonal(np.asarray(scaler.scale_, np.float64), at_zero)
+    return replace(known, linear=known.linear and not scaler.clip)
 
 
 def _diagonal(factors: NDArray[np.float64], at_zero: Any, *stored: NDArray[Any]) -> MapBound:
@@ -153,17 +155,19 @@ def _diagonal(factors: NDArray[np.float64], at_zero: Any, *stored: NDArray[Any])
     if not np.isfinite(factors).all():
         raise ValueError(f"the transformer's scale must be finite and non-zero, got factors {factors}.")
     # The division that made them is rounded.
-    factors = np.maximum(np.abs(factors) * (1 + 2.0**-51), FLOOR)
-    constant, length = float(factors.max()), float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
+    sizes = np.maximum(np.abs(factors) * (1 + 2.0**-51), FLOOR)
+    constant, length = float(sizes.max()), float(np.linalg.norm(at_zero)) * (1 + 2.0**-30)
 
     def rounding(arithmetic: Arithmetic) -> Affine:
         arithmetic = _coarser(arithmetic, *stored)
         gamma = arithmetic.gamma(6)
         # What is flushed before a division grows by the factor of the division.
-        flushed = arithmetic.smallest * 4 * math.sqrt(len(factors)) * (1 + constant)
+        flushed = arithmetic.smallest * 4 * math.sqrt(len(sizes)) * (1 + constant)
         return Affine(gamma * length + flushed, gamma * constant)
 
-    return MapBound(constant, rounding, length, factors)
+    if (sizes == FLOOR).any():
+        return MapBound(constant, rounding, length, sizes)
+    return MapBound(constant, rounding, length, np.copysign(sizes, factors), linear=True)
 
 
 @register_transformer(PCA)
@@ -194,12 +198,12 @@ def _linear(matrix: NDArray[Any], shift: NDArray[Any], *stored: NDArray[Any]) ->
     weights = torch.from_numpy(np.array(matrix, dtype=np.float64))
     rows, columns = weights.shape
     # Four roundings made the matrix out of stored numbers.
-    constant = stored_matrix_norm_upper(weights)
+    constant = _stored_matrix_norm_upper(weights)
     length = float(np.linalg.norm(shift)) * (1 + 2.0**-30)
 
     def rounding(arithmetic: Arithmetic) -> Affine:
         arithmetic = _coarser(arithmetic, *stored)
-        absolute, gamma = stored_matrix_norm_upper(weights.abs()), arithmetic.gamma(columns + 8)
+        absolute, gamma = _stored_matrix_norm_upper(weights.abs()), arithmetic.gamma(columns + 8)
         flushed = arithmetic.smallest * 4 * (columns + 2) * math.sqrt(rows) * (1 + absolute)
         return Affine(gamma * absolute * length + flushed, gamma * absolute)
 
@@ -231,7 +235,7 @@ def _copied(sources: NDArray[np.intp], factors: NDArray[np.float64], at_zero: fl
         lost = arithmetic.smallest * math.sqrt(len(sources))
         return Affine(lost + arithmetic.unit * at_zero, arithmetic.unit)
 
-    return MapBound(1.0, rounding, at_zero, factors, sources)
+    return MapBound(1.0, rounding, at_zero, factors, sources, linear=True)
 
 
 @register_transformer(SimpleImputer)

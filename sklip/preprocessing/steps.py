@@ -15,12 +15,19 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
 
 from sklip.certified.arithmetic import FLOOR, Affine, Arithmetic
+from sklip.certified.gains import Gains
 from sklip.certified.integrity import refuse_altered
 from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
-from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.rules import described_transformer
 
-__all__ = ["described_step", "flat_steps", "is_weighted", "transformer_bound"]
+__all__ = [
+    "described_step",
+    "described_steps",
+    "flat_steps",
+    "is_weighted",
+    "part_branches",
+    "transformer_bound",
+]
 
 
 def transformer_bound(transformer: Any) -> float:
@@ -58,9 +65,9 @@ def transformer_bound(transformer: Any) -> float:
         check_is_fitted(step)
     gains = Gains.at_start(getattr(steps[0], "n_features_in_", 1))
     if not hasattr(steps[0], "n_features_in_"):
-        gains = Gains(gains.of_columns, None, None)
-    for step in steps:
-        _, gains = described_step(step, gains)
+        # Of unknown columns, the length of a change.
+        gains = gains.times(1.0)
+    _, gains = described_steps(steps, gains)
     return lipschitz_constant(gains.bound, transformer)
 
 
@@ -91,6 +98,31 @@ def _is_named(transformer: Any, word: str) -> bool:
     return isinstance(transformer, str) and transformer == word
 
 
+def described_steps(steps: Sequence[Any], gains: Gains) -> tuple[list[tuple[MapBound, Gains]], Gains]:
+    """Say what is proven of steps one after the other.
+
+    Parameters
+    ----------
+    steps : sequence of fitted transformers
+        None of them a Pipeline.
+    gains : Gains
+        How far a change has come before the first.
+
+    Returns
+    -------
+    known : list of (MapBound, Gains)
+        Of each step, as from :func:`described_step`, and how far a change has come before it.
+    gains : Gains
+        How far it has come behind the last.
+    """
+    known = []
+    for transformer in steps:
+        bound, after = described_step(transformer, gains)
+        known.append((bound, gains))
+        gains = after
+    return known, gains
+
+
 def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
     """Say what is proven of one step, and how far a change has come after it.
 
@@ -116,25 +148,36 @@ def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
         return bound, gains.through(bound)
     check_is_fitted(transformer)
     refuse_altered(transformer)
-    # After a mixing step, the parts see columns of their own again: those of the mixture.
-    start = Gains.at_start(_n_inputs(transformer)) if gains.sources is None else gains
-    n_values = 0 if start.sources is None else len(start.sources)
+    # Of values that are not known, the parts see columns of their own again.
+    start = Gains.at_start(_n_inputs(transformer)) if gains.moves is None else gains
+    assert start.moves is not None
+    n_values, n_columns = len(start.moves), len(start.errors)
     weights = transformer.transformer_weights or {}
     parts = [
         _part(branch, reads, weights.get(name), n_outputs, start)
-        for name, branch, reads, n_outputs in _branches(transformer, n_values)
+        for name, branch, reads, n_outputs in part_branches(transformer, n_values)
     ]
-    nothing = start.of_values(np.arange(0))
-    after = nothing.beside([part_gains for _, part_gains in parts])
-    if gains.sources is None:
+    after = Gains.side_by_side([part_gains for _, part_gains in parts], n_columns)
+    if gains.moves is None:
         after = gains.times(after.bound)
     return _side_by_side([bound for bound, _ in parts], n_values), after
 
 
-def _branches(
+def part_branches(
     transformer: Any, n_values: int
 ) -> Iterator[tuple[str, Any, NDArray[np.intp], int | None]]:
-    """Yield name, transformer, indices of what it reads, and the number of its outputs if known."""
+    """Yield name, transformer, indices of what it reads, and the number of its outputs if known.
+
+    Parameters
+    ----------
+    transformer : fitted ColumnTransformer or FeatureUnion
+    n_values : int
+        Number of its inputs.
+
+    Yields
+    ------
+    name, branch, reads, n_outputs
+    """
     for name, branch in _kept_parts(transformer):
         if type(transformer) is FeatureUnion:
             yield name, _identity_or(branch), np.arange(n_values), None
@@ -190,14 +233,14 @@ def _part(
             )
     if n_outputs is not None and gains.bound == 0:
         # Computed from fixed columns alone: whatever comes out is the same for every x'.
-        held = Gains(start.of_columns * 0.0, np.zeros(n_outputs, dtype=np.intp), np.zeros(n_outputs))
+        held = Gains.held(len(start.errors), n_outputs)
         return MapBound(0.0, exact, at_zero=np.inf, reads=reads[:0]), held
     chain = []
     for transformer in flat_steps(branch):
         bound, gains = described_step(transformer, gains)
         chain.append(bound)
     if weight is not None:
-        chain.append(_weighting(float(weight), gains))
+        chain.append(_weighting(float(weight)))
         gains = gains.through(chain[-1])
     if not all(np.isfinite(bound.at_zero) for bound in chain[:-1]):
         raise TypeError(
@@ -207,7 +250,7 @@ def _part(
     return replace(composed(chain), reads=reads), gains
 
 
-def _weighting(weight: float, gains: Gains) -> MapBound:
+def _weighting(weight: float) -> MapBound:
     """Multiplication by an entry of transformer_weights."""
     size = lipschitz_constant(abs(weight), weight)
 
@@ -216,8 +259,9 @@ def _weighting(weight: float, gains: Gains) -> MapBound:
         return Affine(arithmetic.smallest * 2.0**20, arithmetic.gamma(2) * size)
 
     # A weight of 0 leaves the sign: its values are not fixed.
-    factor = None if gains.sources is None else max(size, FLOOR)
-    return MapBound(size, rounding, factors=factor)
+    if size <= FLOOR:
+        return MapBound(FLOOR, rounding, factors=FLOOR)
+    return MapBound(size, rounding, factors=weight, linear=True)
 
 
 def _side_by_side(parts: Sequence[MapBound], n_values: int) -> MapBound:

@@ -1,9 +1,10 @@
 r"""Rows on their way through the steps of a Pipeline: what comes out, and how far rounding moved it.
 
-x is the caller's row, x' one at distance r of it. The steps' values at x are computed, so their lengths
-are known; those at x' are bounded with the help of r. Three distances are carried along, each affine in
-r: between exact steps at x and at x', the gains' bound times r; between computed and exact steps at x,
-which does not depend on r; and the same at x'. See :mod:`sklip.certified.maps` for the recurrence.
+x is the caller's row, x' one at distance r of it, each column in a unit of its own. The steps' values
+at x are computed, so their lengths are known; those at x' are bounded with the help of r. Three
+distances are carried along, each affine in r: between exact steps at x and at x', the gains' bound
+times r; between computed and exact steps at x, which does not depend on r; and the same at x'. See
+:mod:`sklip.certified.maps` for the recurrence.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from sklearn.compose import ColumnTransformer
 from sklearn.utils.extmath import row_norms
 
 from sklip.certified.arithmetic import Affine, Arithmetic
+from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound
 from sklip.certified.radii import row_lengths_upper
-from sklip.preprocessing.gains import Gains
-from sklip.preprocessing.steps import described_step, is_weighted
+from sklip.preprocessing.steps import described_steps, is_weighted
 
 __all__ = ["Distances", "fixed_mask", "walk"]
 
@@ -73,7 +74,7 @@ def fixed_mask(
 
 
 def walk(
-    steps: Sequence[Any], X: Any, names: NDArray[Any] | None, fixed: NDArray[np.bool_]
+    steps: Sequence[Any], X: Any, names: NDArray[Any] | None, start: Gains
 ) -> tuple[Any, Gains, Affine, Distances]:
     """Take rows through fitted steps, with what is proven of the way.
 
@@ -85,8 +86,8 @@ def walk(
         What the first step takes.
     names : ndarray of shape (n_columns,), or None
         Names of the columns seen at ``fit``, if any.
-    fixed : ndarray of shape (n_columns,)
-        Which columns can't change.
+    start : Gains
+        Which columns can change, and in which units that is measured.
 
     Returns
     -------
@@ -95,25 +96,23 @@ def walk(
     gains : Gains
         How far a change of X comes, the steps being exact.
     drift : Affine
-        How far rounding may have moved the values at x and at x' together, by the distance of x'.
+        How far rounding may have moved the values at x and at x' together, by the distance of x' in
+        those units.
     longest : ndarray of shape (n_samples,), or float
-        Distance of x' up to which no step can overflow; 0 for rows that lack values.
+        Distance of x', in those units, up to which no step can overflow; 0 for rows that lack values.
 
     Raises
     ------
     TypeError
         For a step without a proven bound, before any work is done.
     """
-    gains, known = Gains.at_start(len(fixed), fixed), []
-    for transformer in steps:
-        bound, after = described_step(transformer, gains)
-        known.append((bound, gains))
-        gains = after
+    known, gains = described_steps(steps, start)
     _check_shape(X)
     _check_columns(steps, X, names)
     # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
     # the caller's X.
-    in_place = fixed.any() or not all(getattr(transformer, "copy", True) for transformer in steps)
+    fixed = start.moves is None or not start.moves.all()
+    in_place = fixed or not all(getattr(transformer, "copy", True) for transformer in steps)
     values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
     longest: Distances = math.inf
     for transformer, (bound, before) in zip(steps, known, strict=True):
@@ -175,7 +174,7 @@ def _numbers(
         rows = np.asarray(values)
         reads = np.arange(rows.shape[1]) if reads is None else reads
         columns = list(rows.T[reads])
-    moves = np.ones(len(reads), dtype=bool) if gains.factors is None else gains.factors[reads] > 0
+    moves = np.ones(len(reads), dtype=bool) if gains.moves is None else gains.moves[reads]
     numbers = np.zeros((len(values), len(reads)))
     for position, (column, moving) in enumerate(zip(columns, moves, strict=True)):
         try:

@@ -22,7 +22,45 @@ from torch import Tensor
 from sklip.rows import as_tensor, is_mapped, row_pieces
 from sklip.training.devices import fits_on
 
-__all__ = ["Batch", "Samples", "TrainingData"]
+__all__ = ["Batch", "Moments", "Samples", "TrainingData"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted mean and spread of rows, of which further rows can be added.
+
+    Parameters
+    ----------
+    weight : float
+        Sum of the weights.
+    mean : ndarray of shape (n_features,)
+    squares : ndarray of shape (n_features,)
+        Weighted sum of squared distances from the mean.
+
+    References
+    ----------
+    Chan, Golub, LeVeque (1979), Updating formulae and a pairwise algorithm for computing sample
+    variances.
+    """
+
+    weight: float
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    def __add__(self, other: Moments) -> Moments:
+        weight = self.weight + other.weight
+        if other.weight == 0 or self.weight == 0:
+            return self if other.weight == 0 else other
+        apart = other.mean - self.mean
+        mean = self.mean + apart * (other.weight / weight)
+        between = np.square(apart) * (self.weight * (other.weight / weight))
+        return Moments(weight, mean, self.squares + other.squares + between)
+
+    @property
+    def deviations(self) -> NDArray[np.float64]:
+        """Standard deviations."""
+        deviations: NDArray[np.float64] = np.sqrt(self.squares / self.weight)
+        return deviations
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,25 @@ class TrainingData:
                 total += weight[start : start + len(piece)] @ values
             start += len(piece)
         return total / (len(self.rows) if weight is None else weight.sum())
+
+    def moments(self) -> Moments:
+        """Return the weighted mean and spread of the rows; those of weight 0 don't count."""
+        n_features, start = self.rows.shape[1], 0
+        total = Moments(0.0, np.zeros(n_features), np.zeros(n_features))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for piece in row_pieces(self.rows):
+                weight = np.ones(len(piece))
+                if self.sample_weight is not None:
+                    weight = self.sample_weight[start : start + len(piece)]
+                start += len(piece)
+                if weight.any():
+                    # Less a row that counts, so that a column that never changes has exactly no spread.
+                    first = piece[weight.argmax()].astype(np.float64)
+                    values = np.where(weight[:, None] > 0, piece - first, 0.0)
+                    mean = weight @ values / weight.sum()
+                    squares = weight @ np.square(values - mean)
+                    total += Moments(float(weight.sum()), first + mean, squares)
+        return total
 
     def samples(self, device: str) -> Samples:
         """Return the rows of positive weight, on a device if they fit; inputs are not copied there."""

@@ -12,6 +12,7 @@ from torch import nn
 from sklip import CertifiedNetwork, layers, lipschitz_bound
 from sklip.certified import Affine, Arithmetic, MapBound, exact, register_layer
 from sklip.certified.arithmetic import FLOOR, floored_product
+from sklip.certified.gains import Gains
 from sklip.certified.rules import LAYERS
 
 
@@ -34,6 +35,11 @@ def test_factors_that_are_no_sizes_are_refused(factors):
     register_layer(Odd)(lambda module, shape: MapBound(1.0, exact, factors=factors))
     with pytest.raises(ValueError, match="factors of Odd must be finite and at least 0"):
         lipschitz_bound(Odd())
+
+
+def test_factors_of_linear_maps_have_signs():
+    register_layer(Odd)(lambda module, shape: MapBound(1.0, exact, factors=-1.0, linear=True))
+    assert lipschitz_bound(Odd()) == 1
 
 
 @pytest.mark.parametrize("returned", [1.0, None])
@@ -112,7 +118,10 @@ def test_distances_behind_a_wide_scaling_are_not_below_the_exact_ones():
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1e100, 1e-225], [0.0, 0.0]], dtype=torch.float64))
     certified = CertifiedNetwork.prove(head, (2,), "float64")
-    assert certified.margin_bounds_behind(np.array([1e-250, 1e200]))[0, 1] >= 1e-25
+    scales = MapBound(1e200, factors=np.array([1e-250, 1e200]), linear=True)
+    margins = certified.margins_behind(Gains.at_start(2).through(scales))
+    assert margins.bounds[0, 1] >= 1e-25
+    assert margins.of_column(1)[0, 1] >= 1e-25
 
 
 # -- changes after the proof -------------------------------------------------------------------

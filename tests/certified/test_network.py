@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklip import CertifiedNetwork, layers
-from sklip.certified import Arithmetic
+from sklip.certified import Arithmetic, MapBound
+from sklip.certified.gains import Gains
+from sklip.certified.norms import matrix_norm_upper
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
 
@@ -308,17 +310,31 @@ def test_weights_that_are_not_finite_are_refused(position, bad):
         margin_bounds(network, 3)
 
 
-# -- a scaling folded into the first layer -------------------------------------------------------
+# -- other maps folded into the first layers -----------------------------------------------------
 
 
-def folded_norms(network, factors):
-    """Norm of each pair's row of the matrix of a linear network behind diag(factors)."""
-    matrix = np.eye(len(factors))
+def behind(network, n_outputs, matrix):
+    """Bounds of a network behind a matrix, or a diagonal."""
+    start = Gains.at_start(matrix.shape[-1])
+    if matrix.ndim == 1:
+        gains = start.through(MapBound(matrix.max(), factors=matrix, linear=True))
+    else:
+        norm = matrix_norm_upper(torch.from_numpy(matrix))
+        gains = start.through(MapBound(norm, matrix=torch.from_numpy(matrix)))
+    return proven(network, n_outputs).margins_behind(gains)
+
+
+def pulled_back(network, matrix):
+    """Matrix of a linear network behind another matrix, or a diagonal."""
+    product = np.diag(matrix) if matrix.ndim == 1 else matrix
     for layer in network:
         if isinstance(layer, nn.Linear):
-            matrix = layer.weight.detach().double().numpy() @ matrix
-    matrix = matrix * factors
-    return np.linalg.norm(matrix[:, None] - matrix, axis=2)
+            product = layer.weight.detach().double().numpy() @ product
+    return product
+
+
+def pair_norms(product):
+    return np.linalg.norm(product[:, None] - product, axis=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -328,35 +344,83 @@ def test_a_folded_scaling_gives_the_exact_constants_of_a_linear_classifier(lead,
     factors = np.exp(spread * np.random.default_rng(0).normal(size=7))
     factors[2] = 0.0
     network = nn.Sequential(*copy.deepcopy(lead), nn.Linear(7, 4)).to(dtype)
-    exact = folded_norms(network, factors)
-    bounds = proven(network, 4).margin_bounds_behind(factors)
-    assert (bounds >= exact).all()
-    np.testing.assert_allclose(bounds, exact, rtol=1e-12, atol=0)
+    product = pulled_back(network, factors)
+    margins = behind(network, 4, factors)
+    assert (margins.bounds >= pair_norms(product)).all()
+    np.testing.assert_allclose(margins.bounds, pair_norms(product), rtol=1e-12, atol=0)
+    for column, entries in enumerate(product.T):
+        exact, bounds = np.abs(entries[:, None] - entries), margins.of_column(column)
+        assert (bounds >= exact).all()
+        np.testing.assert_allclose(bounds, exact, rtol=1e-12, atol=0)
     binary = nn.Sequential(*copy.deepcopy(lead), nn.Linear(7, 1)).to(dtype)
-    norm = np.linalg.norm(binary[-1].weight.detach().double().numpy() * factors)
-    assert norm <= proven(binary, 1).margin_bounds_behind(factors)[0, 0] <= norm * (1 + 1e-12)
+    row = binary[-1].weight.detach().double().numpy()[0] * factors
+    margins, norm = behind(binary, 1, factors), np.linalg.norm(row)
+    assert norm <= margins.bounds[0, 0] <= norm * (1 + 1e-12)
+    for column, entry in enumerate(np.abs(row)):
+        assert entry <= margins.of_column(column)[0, 0] <= entry * (1 + 1e-12)
 
 
-def test_a_folded_scaling_is_between_the_exact_constants_and_the_product():
+@pytest.mark.parametrize("lead", [[], [layers.Center(9)]], ids=len)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_matrices_are_multiplied_through_all_linear_layers_that_come_first(depth, lead):
     rng = np.random.default_rng(1)
     for width in (2, 5, 20):
-        factors = rng.lognormal(size=9)
-        network = nn.Sequential(nn.Linear(9, width), nn.Linear(width, 3)).double()
-        bounds = proven(network, 3).margin_bounds_behind(factors)
-        assert (bounds >= folded_norms(network, factors) * (1 - 1e-12)).all()
-        assert (bounds <= margin_bounds(network, 3) * factors.max() * (1 + 1e-9)).all()
-        body = np.linalg.norm(network[0].weight.detach().numpy() * factors, 2)
-        head = network[1].weight.detach().numpy()
-        expected = body * np.linalg.norm(head[:, None] - head, axis=2)
-        np.testing.assert_allclose(bounds, expected, rtol=1e-9, atol=0)
+        matrix = rng.normal(size=(9, 6)) * rng.lognormal(size=6)
+        sizes = [9, *[width] * (depth - 1), 3]
+        network = nn.Sequential(*lead, *map(nn.Linear, sizes, sizes[1:])).double()
+        product, margins = pulled_back(network, matrix), behind(network, 3, matrix)
+        exact = pair_norms(product)
+        assert (margins.bounds >= exact).all()
+        np.testing.assert_allclose(margins.bounds, exact, rtol=1e-11, atol=0)
+        for column, entries in enumerate(product.T):
+            exact = np.abs(entries[:, None] - entries)
+            assert (margins.of_column(column) >= exact).all()
+            np.testing.assert_allclose(margins.of_column(column), exact, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_maps_are_folded_into_the_first_layer_in_front_of_others(diagonal):
+    rng = np.random.default_rng(2)
+    matrix = rng.lognormal(size=9) if diagonal else rng.normal(size=(9, 7))
+    network = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    margins, network = behind(network.double(), 3, matrix), network.double()
+    first = network[0].weight.detach().numpy() @ (np.diag(matrix) if diagonal else matrix)
+    later = np.linalg.norm(network[2].weight.detach().numpy(), 2)
+    heads = pair_norms(network[4].weight.detach().numpy())
+    np.testing.assert_allclose(margins.bounds, np.linalg.norm(first, 2) * later * heads, rtol=1e-9)
+    for column, length in enumerate(np.linalg.norm(first, axis=0)):
+        np.testing.assert_allclose(margins.of_column(column), length * later * heads, rtol=1e-9)
+    assert (margins.bounds < 0.99 * margin_bounds(network, 3) * np.linalg.norm(matrix, 2)).any()
+
+
+def test_a_network_that_does_not_end_in_a_linear_layer_is_bounded_by_its_whole():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double()
+    factors = np.array([1.0, 2.0, 3.0, 4.0])
+    norm = np.linalg.norm(network[0].weight.detach().numpy() * factors, 2)
+    bounds = behind(network, 3, factors).bounds
+    np.testing.assert_allclose(bounds, math.sqrt(2) * norm * (1 - np.eye(3)), rtol=1e-9)
+    one = nn.Sequential(nn.Linear(4, 1), nn.Tanh()).double()
+    column = behind(one, 1, factors).of_column(1)
+    expected = 2 * abs(float(one[0].weight.detach()[0, 1]))
+    np.testing.assert_allclose(column, [[expected]], rtol=1e-9)
 
 
 def test_rows_that_differ_in_a_scaled_column_never_have_constant_zero():
     head = nn.Linear(2, 2).double()
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1, 1], [1, 1 + 2.0**-52]], dtype=torch.float64))
-    bounds = proven(nn.Sequential(head), 2).margin_bounds_behind(np.array([1.0, 1e-200]))
-    assert bounds[0, 1] >= 2.0**-52 * 1e-200
+    margins = behind(nn.Sequential(head), 2, np.array([1.0, 1e-200]))
+    assert margins.bounds[0, 1] >= 2.0**-52 * 1e-200
+    assert margins.of_column(1)[0, 1] >= 2.0**-52 * 1e-200
+
+
+def test_equal_rows_of_a_head_stay_equal_behind_a_matrix():
+    head = nn.Linear(5, 3)
+    with torch.no_grad():
+        head.weight[2] = head.weight[0]
+    margins = behind(nn.Sequential(head), 3, np.random.default_rng(0).normal(size=(5, 4)))
+    assert margins.bounds[0, 2] == margins.of_column(1)[2, 0] == 0
+    assert margins.bounds[0, 1] > 0
 
 
 @pytest.mark.parametrize(
@@ -364,19 +428,16 @@ def test_rows_that_differ_in_a_scaled_column_never_have_constant_zero():
     [
         (nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3)), (1, 3, 3)),
         (nn.Sequential(nn.ReLU(), nn.Linear(9, 3)), (9,)),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3, 3)), (3,)),
+        (nn.Sequential(nn.Linear(3, 3), nn.Flatten(), nn.ReLU(), nn.Linear(9, 3)), (3, 3)),
     ],
-    ids=["convolution", "activation", "other width"],
+    ids=["convolution", "activation", "rows of a map"],
 )
 def test_nothing_is_folded_into_another_first_layer(network, shape):
-    assert proven(network, 3, shape).margin_bounds_behind(np.ones(9)) is None
-
-
-def test_an_altered_layer_before_the_first_is_refused_when_folding():
-    network = nn.Sequential(layers.Center(2), nn.Linear(2, 3))
-    network[0].register_forward_hook(lambda module, inputs, output: 10 * output)
-    with pytest.raises(TypeError, match="Center has hooks"):
-        proven(network, 3).margin_bounds_behind(np.ones(2))
+    certified, factors = proven(network, 3, shape), np.arange(1.0, 10.0)
+    start = Gains.at_start(9).through(MapBound(9.0, factors=factors, linear=True))
+    margins = certified.margins_behind(start)
+    np.testing.assert_allclose(margins.bounds, 9 * certified.margin_bounds, rtol=1e-9)
+    np.testing.assert_allclose(margins.of_column(3), 4 * certified.margin_bounds, rtol=1e-9)
 
 
 # -- the head's own rounding ---------------------------------------------------------------------
