@@ -36,6 +36,9 @@ _SEARCH_PREDICT = inspect.getattr_static(GridSearchCV, "predict")
 
 # A column whose gain is so many times the median limits the radius alone.
 _THROTTLED = 30
+# Warnings that were given: Python forgets which it has shown whenever filters change, as they do in
+# each of scikit-learn's checks.
+_WARNED: set[str] = set()
 
 
 def certificates(
@@ -81,15 +84,15 @@ def certificates(
         For an estimator without certificates, or a step without a proven bound.
     ValueError
         For columns that there are none of, and scales that are missing, not positive or not known.
+    NotFittedError
+        If the estimator is not fitted.
 
     Warns
     -----
     UserWarning
-        If no `scale` is given, and the steps enlarge a change of one column more than 30 times as much
-        as that of the median column, so that this column limits the radius: a share of 0.01 may be the
-        whole range of one column, and 0.01 a thousandth of a unit of another.
-    NotFittedError
-        If the estimator is not fitted.
+        Once for a column: if no `scale` is given, and the steps enlarge a change of it more than 30
+        times as much as one of the median column. The radius is then as small as this column needs it:
+        of two columns in the same table, 0.01 may be the whole range of one, and nothing to the other.
 
     See Also
     --------
@@ -296,18 +299,18 @@ class Opened:
         return standard_deviations(self.steps, of_network, self.names, self.fixed)
 
     def warn_of_a_throttle(self, gains: Gains) -> None:
-        """Warn where one column, of which a small change counts most, makes all radii small."""
+        """Warn, once for each, of a column that makes all radii small since it counts far more."""
         moving = gains.of_columns[gains.of_columns > 0]
         if len(moving) and moving.max() > _THROTTLED * np.median(moving):
             column = column_names(np.array([gains.of_columns.argmax()]), self.names)[0]
-            # The same text for all rows, so that Python shows it once.
-            warnings.warn(
+            message = (
                 f"The steps enlarge a change of column {column!r} far more than one of most other "
                 "columns, so that it limits all radii in the units of X; pass scale='std', or a scale "
-                "of your own, to measure each column in a unit that suits it.",
-                UserWarning,
-                stacklevel=4,
+                "of your own, to measure each column in a unit that suits it."
             )
+            if message not in _WARNED:
+                _WARNED.add(message)
+                warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def refuse_images(X: Any, argument: str) -> None:

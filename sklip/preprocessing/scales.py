@@ -141,12 +141,9 @@ def standard_deviations(
     start = Gains.at_start(len(fixed), fixed)
     deviations = np.full(len(fixed), np.nan)
     for gains, values in _known_values(steps, of_network, start):
-        if gains.sources is None or gains.moves is None or not gains.linear:
-            continue
-        for position in np.flatnonzero(gains.moves):
-            column = gains.sources[position]
+        for position, column, factor in _copies(gains):
             if np.isnan(deviations[column]):
-                deviations[column] = values[position] / abs(gains.matrix[position])
+                deviations[column] = values[position] / abs(factor)
     deviations[fixed] = 1.0
     remedy = "pass numbers, such as scale=X_train.std(), or name them in fixed_columns"
     unknown = ~np.isfinite(deviations)
@@ -162,6 +159,19 @@ def standard_deviations(
             f"{column_names(constant, names)}; {remedy}."
         )
     return deviations
+
+
+def _copies(gains: Gains) -> Iterator[tuple[int, int, float]]:
+    """Yield position, column and factor of values that are a column times a factor."""
+    if gains.moves is None or not gains.linear:
+        return
+    matrix, sources, positions = gains.matrix, gains.sources, np.flatnonzero(gains.moves)
+    if sources is None:
+        positions = np.flatnonzero(np.count_nonzero(matrix, axis=1) == 1)
+        sources = (matrix != 0).argmax(axis=1)
+        matrix = matrix[np.arange(len(matrix)), sources]
+    for position in positions.tolist():
+        yield position, int(sources[position]), float(matrix[position])
 
 
 def _known_values(

@@ -201,12 +201,11 @@ def test_values_of_one_column_that_are_clipped_apart_are_not_added_up_with_their
 
 
 def test_one_part_that_is_clipped_does_not_damp_its_neighbours():
-    """(x - y) beside (clip(x) + clip(y)): each alone has norm root 2, and so has x = 1, y = 1, clipped."""
+    """x - y, clip(x) + clip(y): from (1, -1) to (2, 0) the first stays, of the second only y moves."""
     start = Gains.at_start(2)
     clipped = start.through(clipping([1.0, 1.0])).through(multiplying([[1.0, 1.0]]))
     plain = start.through(multiplying([[1.0, -1.0]]))
     both = Gains.side_by_side([plain, clipped], 2)
-    # From (1, -1) to (2, 0): the difference is the same, of the clipped only y moves.
     assert both.bound >= 2**0.5
     assert both.moves is None
     apart = Gains.side_by_side([plain.of_values(np.array([0])), Gains.held(2, 3)], 2)
