@@ -7,7 +7,8 @@ The rooms, in the order in which they may import each other:
 * preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
-* certification: unwraps an estimator, and joins its preprocessing with its certified network.
+* opened: the parts of an estimator, its preprocessing joined with its certified network.
+* certification: takes an estimator apart, and gives radii in the units of its own input.
 * ranges: how far single columns may move alone.
 * metrics, scoring, plots: numbers and pictures of labels and radii.
 """

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification import Opened, refuse_images
+from sklip.certification import opened
+from sklip.opened import refuse_images
 from sklip.preprocessing.steps import described_steps
 from sklip.rows import as_numpy
 
@@ -75,20 +76,20 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     """
     X = as_numpy(X)
     refuse_images(X, "certified_ranges")
-    opened = Opened.of(estimator, X, fixed_columns)
-    _, gains = described_steps(opened.steps, opened.start())
+    parts = opened(estimator, X, fixed_columns)
+    _, gains = described_steps(parts.steps, parts.start())
     reaches = gains.of_columns > 0
     # In units in which all columns count alike, what rounding costs is of the same size for each.
     units = np.where(reaches, 1.0 / np.where(reaches, gains.of_columns, 1.0), 1.0)
-    rows = opened.rows(X, opened.start(units))
+    rows = parts.rows(X, parts.start(units))
     margins = rows.network.margins_behind(rows.gains)
     logits = rows.decided.logits
     ranges = np.full((len(logits), len(units)), np.inf)
     for column in np.flatnonzero(reaches).tolist():
         radii = rows.budget(margins.of_column(column)).radii(logits)
         ranges[:, column] = _in_units(radii, units[column])
-    ranges[:, opened.fixed] = np.nan
-    return _like(X, ranges, opened.names)
+    ranges[:, parts.fixed] = np.nan
+    return _like(X, ranges, parts.names)
 
 
 def _in_units(radii: NDArray[np.float64], unit: float) -> NDArray[np.float64]:

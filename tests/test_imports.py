@@ -25,8 +25,9 @@ DOORS = {
     "estimators": {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
-    "certification": {"certified", "estimators", "preprocessing", "rows"},
-    "ranges": {"certification", "preprocessing", "rows"},
+    "opened": {"certified", "estimators", "preprocessing"},
+    "certification": {"certified", "estimators", "opened", "preprocessing", "rows"},
+    "ranges": {"certification", "opened", "preprocessing", "rows"},
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
 }

@@ -4,6 +4,7 @@
 from sklip.certified import linear_rules, value_rules  # noqa: F401
 from sklip.certified.arithmetic import Affine, Arithmetic
 from sklip.certified.estimates import lipschitz_estimate
+from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound, exact
 from sklip.certified.network import CertifiedNetwork
 from sklip.certified.radii import Budget, certified_radii
@@ -14,6 +15,7 @@ __all__ = [
     "Arithmetic",
     "Budget",
     "CertifiedNetwork",
+    "Gains",
     "MapBound",
     "certified_radii",
     "exact",

@@ -128,7 +128,7 @@ class Gains:
         if not np.isfinite(self.of_columns).all():
             return np.inf
         error = float(column_lengths_upper(self.errors[:, None])[0])
-        return (matrix_norm_upper(torch.from_numpy(self.matrix)) + error) * _SLACK
+        return (matrix_norm_upper(torch.from_numpy(self.matrix)) + error) * (1 + 2.0**-52)
 
     @functools.cached_property
     def of_columns(self) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@ r"""Constants and rounding of the differences of two logits, which are what a pr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,11 +72,6 @@ class MarginGains:
     n_outputs : int
     gains : Gains
         How far a change of the columns comes in front of the first layer.
-
-    Attributes
-    ----------
-    bounds : ndarray of shape (n_outputs, n_outputs)
-        For changes of all columns.
     """
 
     def __init__(
@@ -92,9 +88,10 @@ class MarginGains:
             behind = _through([head], maps[n_body:], self._gains)
             if behind.moves is not None and np.isfinite(behind.of_columns).all():
                 self._rows, self._errors = behind.matrix, behind.errors
-        self.bounds = self._all_bounds()
 
-    def _all_bounds(self) -> NDArray[np.float64]:
+    @functools.cached_property
+    def bounds(self) -> NDArray[np.float64]:
+        """Bounds for changes of all columns together."""
         if self._rows is None:
             return self._behind(self._gains.bound)
         error = float(column_lengths_upper(self._errors[:, None])[0])

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklip.certified import MapBound
-from sklip.certified.gains import Gains
+from sklip.certified import Gains, MapBound
 from sklip.certified.norms import column_lengths_upper, matrix_norm_upper
 
 # -- chains of maps, drawn at random ---------------------------------------------------------------

@@ -80,10 +80,10 @@ def attacked(pipeline, X, radii, scale, fixed, rng):
         return own - scores.max(axis=1)
 
     found = np.zeros(len(X), dtype=bool)
-    for _ in range(4):
+    for _ in range(3):
         position = X + 0.3 * radii[:, None] * rng.normal(size=X.shape) * scale
         position[:, fixed] = X[:, fixed]
-        for _ in range(8):
+        for _ in range(5):
             base, gradient = margin(position), np.zeros_like(X)
             for column in moving:
                 step = 1e-4 * scale[column] * np.maximum(radii, 1e-9)
@@ -104,27 +104,20 @@ def attacked(pipeline, X, radii, scale, fixed, rng):
 @pytest.mark.parametrize("name", PREPARE)
 def test_no_attack_in_chosen_units_succeeds_inside_the_radius(name, hidden, fixed, n_classes):
     X, y = table(n_classes)
-    pipeline = make_pipeline(*map(clone, PREPARE[name]), quick(hidden_layer_sizes=hidden)).fit(X, y)
-    X, rng = X[:80], np.random.default_rng(1)
+    model = quick(hidden_layer_sizes=hidden, dtype="float32" if n_classes == 2 else "float64")
+    pipeline = make_pipeline(*map(clone, PREPARE[name]), model).fit(X, y)
+    X, rng = X[:40], np.random.default_rng(1)
     for scale in (SPREAD, SPREAD * np.exp(rng.normal(scale=2, size=5))):
         radii = certificates(pipeline, X, fixed_columns=fixed, scale=scale)
         assert (radii > 0).mean() > 0.9
         assert not attacked(pipeline, X, radii, scale, fixed, rng).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["nothing", "scaler", "projection between scalers", "weighted, twice"])
-def test_radii_of_a_linear_classifier_are_the_distances_in_chosen_units(name, dtype):
+def test_radii_of_a_linear_classifier_are_the_distances_in_chosen_units(name):
     X, y = table()
-    model = quick(hidden_layer_sizes=(), dtype=dtype)
-    pipeline = make_pipeline(*map(clone, PREPARE[name]), model).fit(X, y)
+    pipeline = make_pipeline(*map(clone, PREPARE[name]), quick(hidden_layer_sizes=())).fit(X, y)
     radii = certificates(pipeline, X, scale=SPREAD)
-    wide = clone(pipeline).set_params(lipschitzclassifier__dtype="float64")
-    wide = pipeline if dtype == "float64" else wide
-    if wide is not pipeline:
-        # The rounding of float32 rows and means of 100 in steps of 0.01 is charged.
-        assert (radii > 0).mean() > 0.9
-        return
     middle = X.mean(axis=0)
     scores = pipeline.decision_function(X)
     gradients = (
@@ -359,7 +352,7 @@ def test_scorers_displays_and_wrapped_estimators_take_a_scale(scale):
 
 
 def test_a_column_that_limits_all_radii_is_named_once_with_the_remedy(frame, monkeypatch):
-    monkeypatch.setattr("sklip.certification._WARNED", set())
+    monkeypatch.setattr("sklip.opened._WARNED", set())
     X, y = frame
     X = X[list("abcde")]
     pipeline = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(X, y)
@@ -374,7 +367,7 @@ def test_a_column_that_limits_all_radii_is_named_once_with_the_remedy(frame, mon
     assert "column 'a'" in str(warning.message)
     assert "scale='std'" in str(warning.message)
     # Warnings are errors here.
-    monkeypatch.setattr("sklip.certification._WARNED", set())
+    monkeypatch.setattr("sklip.opened._WARNED", set())
     certificates(pipeline, X, scale="std")
     certificates(pipeline, X, scale=np.ones(5))
     certificates(pipeline, X, fixed_columns=["a", "b"])
