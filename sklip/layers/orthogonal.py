@@ -66,6 +66,10 @@ class OrthogonalLayer(nn.Module):
         """Yield the parameters, of shape (rows, columns) or (batch, rows, columns)."""
         raise NotImplementedError
 
+    def interval_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that are kept between 0 and 1."""
+        yield from ()
+
 
 def orthogonal_init_(matrix: Tensor) -> Tensor:
     """Fill `matrix`, shape (..., rows, columns), in place with random semi-orthogonal matrices.
@@ -143,7 +147,7 @@ def _unstack(batch: Tensor, members: list[Tensor]) -> Iterator[tuple[Tensor, Ten
 def retract_(module: nn.Module) -> nn.Module:
     r"""Bring every constrained matrix in `module` back to :math:`W W^T = I`, in place.
 
-    Call it after each optimiser step, or let :func:`keep_orthogonal` do so. Matrices of one shape
+    And what has to lie between 0 and 1 back to there. Call it after each optimiser step, or let :func:`keep_orthogonal` do so. Matrices of one shape
     are treated in one batch. See Note [Retraction].
 
     Parameters
@@ -169,6 +173,9 @@ def retract_(module: nn.Module) -> nn.Module:
     for members, _ in _batched_by_shape(module):
         for member, part in _unstack(_retracted(_stack(members), _STEPS_PER_UPDATE), members):
             member.copy_(part)
+    for layer in _orthogonal_layers(module):
+        for parameter in layer.interval_parameters():
+            parameter.clamp_(0.0, 1.0)
     return module
 
 
