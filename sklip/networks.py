@@ -165,7 +165,7 @@ def _dense(
     n_outputs: int,
     first: type[SpectralLinear] = SpectralLinear,
 ) -> list[nn.Module]:
-    """Hidden dense layers with GroupSort2, and the head; the first linear layer may be of another type."""
+    """Hidden dense layers with GroupSort2, and the head; the first may be of another type."""
     layers: list[nn.Module] = []
     widths = [n_features, *hidden_layer_sizes, n_outputs]
     for position, (before, after) in enumerate(pairwise(widths)):

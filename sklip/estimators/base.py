@@ -131,8 +131,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         if goes_on and one_pass and settings == self._settings_:
             net = self.net_
         else:
-            callbacks = self._callbacks()
-            net = self._make_net(module, data.classes, moments, device, pace, seed, draws, callbacks)
+            net = self._make_net(module, data.classes, moments, device, pace, seed, draws)
         if one_pass:
             net.schedule, net.batch_size, net.lr = "constant", pace.batch_size, pace.learning_rate
         n_epochs_before = len(net.history)
@@ -188,13 +187,16 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> networks.NetworkPlan:
         """Return the plan with or without weights of columns, whichever is better on held-out rows."""
         assert moments is not None, "of tables"
+        pace = pace.hurried()
 
         def train(column_weights: bool, some: Samples) -> nn.Module:
             draws = seeded(seed)
             module = self._build(replace(plan, column_weights=column_weights), data, draws)
-            net = self._make_net(module, data.classes, moments, device, pace, seed, draws, [])
-            net.report = False
-            return net.train(some, None, pace.max_epochs).module_
+            net = self._make_net(
+                module, data.classes, moments, device, pace, seed, draws, watched=False
+            )
+            net.train(some, None, pace.max_epochs)
+            return module
 
         pays = weights_pay(train, samples, self.tau, moments.weight, seed)
         return replace(plan, column_weights=pays)
@@ -250,7 +252,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the plan of the fit before, unless a parameter now says otherwise."""
         before, sizes = self._plan_, self.hidden_layer_sizes
         # "auto" is by the number of rows, which may be another now.
-        kept = before.hidden_layer_sizes if isinstance(sizes, str) and before.hidden_layer_sizes else sizes
+        kept = before.hidden_layer_sizes if isinstance(sizes, str) else sizes
         plan = replace(self._plan(data, None, kept), column_weights=before.column_weights)
         changed = plan.differences(before)
         if changed:
@@ -302,9 +304,14 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         pace: Pace,
         seed: int,
         draws: seeded,
-        callbacks: list[Any],
+        *,
+        watched: bool = True,
     ) -> LipschitzNet:
-        """Return a net that is ready to train; `moments` are those of a table, None for images."""
+        """Return a net that is ready to train.
+
+        `moments` are those of a table, None for images; a net that is not `watched` reports nothing and
+        has no callbacks.
+        """
         net = LipschitzNet(
             module,
             self._criterion(classes),
@@ -312,15 +319,15 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             augmentation=resolve_augmentation(self.augmentation, moments is None),
             shuffle_seed=seed,
             draws=draws,
-            report=bool(self.verbose),
+            report=watched and bool(self.verbose),
             solver=pace.solver,
             lr=pace.learning_rate,
             batch_size=pace.batch_size,
             column_scales=_column_scales(moments, device),
             train_split=None,
-            callbacks=callbacks,
+            callbacks=self._callbacks() if watched else [],
             device=device,
-            verbose=int(self.verbose),
+            verbose=int(self.verbose) if watched else 0,
         )
         net.initialize()
         return net
@@ -408,9 +415,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         module.load_state_dict(values, assign=True)
         classes, moments = getattr(self, "classes_", None), getattr(self, "_moments_", None)
         pace = replace(self._pace(None, self.input_shape_), solver=self.solver_)
-        self.net_ = self._make_net(
-            module, classes, moments, self.device_, pace, 0, seeded(0), self._callbacks()
-        )
+        self.net_ = self._make_net(module, classes, moments, self.device_, pace, 0, seeded(0))
         self.net_.restore_history(self.history_)
         self._settings_ = self._net_settings()
 

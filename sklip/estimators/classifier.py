@@ -75,8 +75,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Passes over the training data; "auto" is 10, or more where 10 make less than 400
         steps (60 if all rows are one batch; 1000 with "adam").
     batch_size : int or "auto", default="auto"
-        Rows in a training step; "auto" is all rows of a table of up to 1024, else 256. Data with no more
-        rows than that are one batch.
+        Rows in a training step; "auto" is all rows of a table of up to 1024, else 256. Data with no
+        more rows than that are one batch.
     solver : {"muon", "adam"}, default="muon"
         Optimiser: Muon for the orthogonal layers (:class:`sklip.training.StiefelMuon`), which needs
         far fewer epochs, or Adam.

@@ -1,10 +1,11 @@
 r"""Whether a table is one whose columns are to have weights: held-out rows decide.
 
-See Note [Weights of columns] in :mod:`sklip.training.columns`. What training rows say can't decide it: a
-network fits noise as well. So two networks are trained on two thirds of the rows, one with weights and
-one without, and weights are taken if the cross-entropy of the other rows is lower with them by more than
-its standard error. On 16 tables that kept the accuracy and radius of wine and breast_cancer, where weights
-cost a tenth to a sixth of the radius, and lost nothing of what they gain on tables with noise.
+See Note [Weights of columns] in :mod:`sklip.training.columns`. What training rows say can't decide
+it: a network fits noise as well. So two networks are trained on two thirds of the rows, one with
+weights and one without, and weights are taken if the cross-entropy of the other rows is lower with
+them by more than half its standard error. Of ten folds that took weights in none of wine and
+breast_cancer, where they cost a fifth of the radius, in 8 of mammographic masses (accuracy 0.824
+without, 0.833 with them) and in 9 of a table of 50 columns with 4 that matter (0.58 and 0.79).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ __all__ = ["FEWEST_COLUMNS", "FEWEST_ROWS", "weights_pay"]
 
 # Of so few columns each is there for a reason; of so few rows a third says nothing.
 FEWEST_COLUMNS, FEWEST_ROWS = 9, 60
+# Gain, in standard errors.
+_ENOUGH = 0.5
 
 
 def weights_pay(
@@ -57,7 +60,7 @@ def weights_pay(
     share = weight / weight.sum()
     gain = (share * gains).sum()
     variance = (share * (gains - gain).square()).sum()
-    return bool(gain > (variance / (n_rows * held.mean())).sqrt())
+    return bool(gain > _ENOUGH * (variance / (n_rows * held.mean())).sqrt())
 
 
 def _held_out(samples: Samples, seed: int) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from sklip.networks import SMALL_TABLE_ROWS
@@ -30,6 +30,10 @@ class Pace:
     batch_size: int
     max_epochs: int
     learning_rate: float
+
+    def hurried(self) -> Self:
+        """Return half the epochs at twice the rate: nearly as good a network for a comparison."""
+        return replace(self, max_epochs=-(-self.max_epochs // 2), learning_rate=2 * self.learning_rate)
 
     @classmethod
     def resolve(

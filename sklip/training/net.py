@@ -24,8 +24,8 @@ from tqdm import tqdm
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import normalized_margins
 from sklip.training.callbacks import EpochReport, StopEarly
-from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.columns import penalize_, weighted_columns
+from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
 from sklip.training.muon import StiefelMuon
 from sklip.training.one_cycle import OneCycle
@@ -224,7 +224,8 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
 
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Gradients and a step of the optimiser."""
-        self.module_.train()
+        if not self.module_.training:
+            self.module_.train()
         X, y = batch
         for change in self.augmentation:
             X = change(X, self._generator)
@@ -233,7 +234,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         return {"loss": loss, "y_pred": logits}
 
     def _gradients(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
-        self.optimizer_.zero_grad(set_to_none=True)
+        for group in self.optimizer_.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         with self.draws if self._may_draw else contextlib.nullcontext():
             logits = self.infer(X)
             if self._column_weights:
@@ -241,6 +244,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             loss = self.criterion_(logits, y, sample_weight)
         loss.backward()
         for weights in self._column_weights:
+            assert self.column_scales is not None, "as there are weights"
             penalize_(weights, self.column_scales, logits, sample_weight)
         return loss.detach(), logits.detach()
 

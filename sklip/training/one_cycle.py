@@ -15,7 +15,7 @@ _LARGEST_BETA, _SMALLEST_BETA = 0.95, 0.85
 
 
 class OneCycle:
-    r"""Sets the rates of an optimiser for each of `n_steps` steps: half a cosine up, half a cosine down.
+    r"""Sets an optimiser's rates for each of `n_steps` steps: half a cosine up, half a cosine down.
 
     With the values of torch's OneCycleLR, in a tenth of its time, which counts where a step takes a
     millisecond. Adam's first beta goes the other way.

@@ -265,7 +265,7 @@ class Interrupt(torch.nn.Module):
 
 def test_callbacks_reach_skorch_as_copies(digits):
     recorder = Recorder()
-    clf = quick(callbacks=[("recorder", recorder)], max_epochs=2).fit(*digits)
+    clf = quick(callbacks=[("recorder", recorder)], max_epochs=2, batch_size=256).fit(*digits)
     assert recorder.calls == []
     assert dict(clf.net_.callbacks_)["recorder"].calls == ["grad"] * 3 + ["epoch"] + ["grad"] * 3 + [
         "epoch"
