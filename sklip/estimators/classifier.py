@@ -91,8 +91,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Random changes of the training images, ``(images, generator) -> images``, such as
         :class:`sklip.training.RandomShift`; applied to each batch on the device, in order.
     early_stopping : bool, default=False
-        Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not
-        improved for `n_iter_no_change` epochs, and to keep the best epoch's weights.
+        Whether to hold out `validation_fraction` of the rows, to stop when their mean radius (by the
+        normalized margin, see `history_`) has not improved for `n_iter_no_change` epochs, and to keep
+        the best epoch's weights.
     validation_fraction : float, default=0.1
         Share of the rows held out, stratified by class.
     n_iter_no_change : int, default=10
