@@ -32,10 +32,10 @@ class EpochReport(Callback):  # type: ignore[misc]
 class StopEarly(EarlyStopping):  # type: ignore[misc]
     """Ends training when the normalized margin of held-out rows stalls; restores the best epoch.
 
-    That is their mean radius if the network's constant is 1, a wrong row counting 0. The loss grows with
-    certainty in rows that are wrong while margins still improve: on the digits (tau = 100, four splits)
-    it stopped after 24 epochs at an accuracy of 0.950 and a mean radius of 0.23, where the margin gives
-    0.952 and 0.32, and at tau = 10 0.979 and 0.48 instead of 0.986 and 0.56.
+    That is their mean radius if the network's constant is 1, a wrong row counting 0. The loss grows
+    with certainty in rows that are wrong while margins still improve: on the digits (tau = 100, four
+    splits) it stopped after 24 epochs at an accuracy of 0.950 and a mean radius of 0.23, where the
+    margin gives 0.952 and 0.32, and at tau = 10 0.979 and 0.48 instead of 0.986 and 0.56.
     """
 
     def __init__(self, patience: int) -> None:

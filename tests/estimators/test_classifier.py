@@ -29,6 +29,7 @@ from sklip.layers import (
     Sequential,
     SpectralLinear,
 )
+from sklip.losses.reductions import normalized_margins
 from sklip.networks import lipschitz_mlp, tutorial_cnn
 from sklip.training.data import _one_ahead
 
@@ -204,7 +205,7 @@ def test_early_stopping_keeps_the_best_epoch(digits):
         np.arange(len(digits[0])), test_size=0.1, stratify=digits[1], random_state=seed
     )
     logits = torch.from_numpy(clf.decision_function(digits[0][held_out]))
-    kept = losses.normalized_margins(logits, torch.from_numpy(digits[1][held_out])).clamp(min=0).mean()
+    kept = normalized_margins(logits, torch.from_numpy(digits[1][held_out])).clamp(min=0).mean()
     assert float(kept) == pytest.approx(margins[clf.n_iter_ - 3], rel=1e-6)
     assert set(clf.history_[0]) >= {"valid_accuracy", "valid_normalized_margin", "train_loss"}
 
