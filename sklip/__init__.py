@@ -7,7 +7,9 @@ The rooms, in the order in which they may import each other:
 * preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
-* certification: unwraps an estimator, and joins its preprocessing with its certified network.
+* deciders: ways of deciding on a class by what networks compute, each with what it certifies.
+* wrappers: unwraps an estimator: how it decides, and through which steps rows reach which network.
+* certification: takes rows there; the public functions.
 * metrics, scoring, plots: numbers and pictures of labels and radii.
 """
 
@@ -21,6 +23,7 @@ from sklip.metrics import (
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
+from sklip.wrappers import register_wrapper
 
 __all__ = [
     "CertifiedAccuracyDisplay",
@@ -37,6 +40,7 @@ __all__ = [
     "lipschitz_estimate",
     "most_robust",
     "predict_with_radii",
+    "register_wrapper",
 ]
 
 __version__ = "0.1.0"

@@ -2,35 +2,24 @@ r"""Certificates of whole estimators, in the units of their own input."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sklip.certified import Affine, CertifiedNetwork
 from sklip.certified.arithmetic import floored_product
-from sklip.certified.integrity import refuse_altered
-from sklip.certified.radii import softmax_budget
-from sklip.estimators import LipschitzClassifier
+from sklip.deciders import ByNetwork, Chain, Claims, Decider, View
 from sklip.estimators.base import proven_network
 from sklip.preprocessing.gains import Gains
-from sklip.preprocessing.steps import flat_steps
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
 from sklip.rows import as_numpy
+from sklip.wrappers import decider_of
 
 __all__ = ["certificates", "predict_with_radii"]
-
-# What scikit-learn's searches share: it hands X to the best estimator and does nothing else.
-_SEARCH_PREDICT = inspect.getattr_static(GridSearchCV, "predict")
 
 
 def certificates(
@@ -85,7 +74,7 @@ def certificates(
     >>> certificates(pipeline.fit(X, y), X).shape
     (150,)
     """
-    return _labels_and_radii(estimator, X, fixed_columns)[1]
+    return _claimed(estimator, X, fixed_columns)[2].radii
 
 
 def predict_with_radii(
@@ -93,7 +82,8 @@ def predict_with_radii(
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     r"""Labels as from ``estimator.predict``, and a radius inside which each can't change.
 
-    In one pass; only a CalibratedClassifierCV is asked for its labels apart.
+    In one pass; only where something behind the network decides, as in a CalibratedClassifierCV, and a
+    row has radius 0 is ``predict`` asked as well.
 
     Parameters
     ----------
@@ -125,17 +115,31 @@ def predict_with_radii(
     >>> bool((labels == clf.predict(X)).all())
     True
     """
-    labels, radii, tempered = _labels_and_radii(estimator, X, fixed_columns)
-    # Where a softmax decides, rows of radius 0 may be ties that it breaks in another way.
-    return estimator.predict(X) if tempered else labels, radii
+    decider, X, claims = _claimed(estimator, X, fixed_columns)
+    return _labels(estimator, decider, X, claims), claims.radii
 
 
-def _labels_and_radii(
+def _labels(estimator: Any, decider: Decider, X: Any, claims: Claims) -> NDArray[Any]:
+    """Return the labels of predict, which it is asked for only where they are not certain."""
+    if type(decider) is ByNetwork or (claims.radii > 0).all():
+        return np.asarray(decider.classes[claims.codes])
+    # Rows of radius 0 may be ties that a softmax, say, breaks in a way of its own.
+    return np.asarray(estimator.predict(X))
+
+
+def _claimed(
     estimator: Any, X: Any, fixed_columns: Iterable[str | int]
-) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
-    """Return labels of the network's logits, radii, and whether a softmax of them decides instead."""
-    steps, classifier, inverse_temperature = _unwrapped(estimator)
-    X = as_numpy(X)
+) -> tuple[Decider, NDArray[Any], Claims]:
+    """Return how an estimator decides, X, and what is certified of its rows."""
+    decider, X = decider_of(estimator), as_numpy(X)
+    if isinstance(fixed_columns, Iterable) and not isinstance(fixed_columns, str | bytes):
+        fixed_columns = tuple(fixed_columns)  # read once for each chain
+    return decider, X, decider.claims(lambda chain: _view(chain, X, fixed_columns))
+
+
+def _view(chain: Chain, X: Any, fixed_columns: Iterable[str | int]) -> View:
+    """Take rows through a chain."""
+    steps, classifier = chain.steps, chain.classifier
     first = steps[0] if steps else classifier
     check_is_fitted(first)
     names = getattr(first, "feature_names_in_", None)
@@ -146,23 +150,14 @@ def _labels_and_radii(
             f"fixed_columns needs X of flat rows, got shape {np.shape(X)}; flatten the images, "
             "channels first."
         )
-    network = proven_network(classifier)
+    network = proven_network(classifier, chain.method)
     longest: Distances = math.inf
     reach, bounds, drift = 1.0, None, Affine()
     if steps or fixed.any():
         X, gains, drift, longest = walk(steps, X, names, fixed)
         reach, bounds = gains.bound, _margin_bounds_behind(network, gains)
     decided = network.decisions(classifier.network_rows(X))
-    budget = network.budget(decided, reach=reach, bounds=bounds, drift=drift)
-    budget = replace(budget, longest=np.minimum(budget.longest, longest))
-    if inverse_temperature is not None:
-        change = network.lipschitz_bound * (reach + float(drift.slope))
-        logits = decided.logits_in(network.arithmetic.dtype)
-        budget += softmax_budget(logits, inverse_temperature, change)
-        # What decides is made of logits in the network's precision, at x' as well.
-        budget += network.precisions[0].budget(decided.pairs, decided.lengths, reach, drift)
-    labels = classifier.classes_[decided.codes]
-    return labels, budget.radii(decided.logits), inverse_temperature is not None
+    return View(network, decided, reach, bounds, drift, longest)
 
 
 def _margin_bounds_behind(network: CertifiedNetwork, gains: Gains) -> NDArray[np.float64]:
@@ -171,57 +166,3 @@ def _margin_bounds_behind(network: CertifiedNetwork, gains: Gains) -> NDArray[np
     factors = gains.separate_factors
     folded = None if factors is None else network.margin_bounds_behind(factors)
     return bounds if folded is None else np.minimum(bounds, folded)
-
-
-def _unwrapped(estimator: Any) -> tuple[list[Any], Any, float | None]:
-    """Return the steps before the classifier, the classifier, and the inverse temperature."""
-    name = type(estimator).__name__
-    if isinstance(estimator, LipschitzClassifier):
-        return [], estimator, None
-    refuse_altered(estimator)
-    if type(estimator) is FrozenEstimator:
-        return _unwrapped(estimator.estimator)
-    if type(estimator) is Pipeline:
-        check_is_fitted(estimator)
-        steps, classifier, inverse_temperature = _unwrapped(estimator.steps[-1][1])
-        before = [step for _, part in estimator.steps[:-1] for step in flat_steps(part)]
-        return before + steps, classifier, inverse_temperature
-    if inspect.getattr_static(estimator, "predict", None) is _SEARCH_PREDICT:
-        check_is_fitted(estimator)
-        if not hasattr(estimator, "best_estimator_"):
-            raise TypeError(f"{name} needs refit=True to give certificates.")
-        return _unwrapped(estimator.best_estimator_)
-    if type(estimator) is CalibratedClassifierCV:
-        check_is_fitted(estimator)
-        return _uncalibrated(estimator)
-    raise TypeError(
-        f"{name} gives no certificates; pass a LipschitzClassifier, a Pipeline that ends in one, a "
-        "fitted search over either, or a CalibratedClassifierCV of either with method='temperature'."
-    )
-
-
-def _uncalibrated(estimator: CalibratedClassifierCV) -> tuple[list[Any], Any, float]:
-    calibrated = estimator.calibrated_classifiers_
-    if len(calibrated) != 1 or calibrated[0].method != "temperature":
-        raise TypeError(
-            "CalibratedClassifierCV gives no certificates unless one temperature keeps the order of "
-            f"the scores, got method={calibrated[0].method!r} and {len(calibrated)} calibrated "
-            "classifiers; use method='temperature' and ensemble=False."
-        )
-    steps, classifier, inner = _unwrapped(calibrated[0].estimator)
-    inverse_temperature = float(calibrated[0].calibrators[0].beta_)
-    # fit finds values between exp(-10) and exp(10); far beyond, products overflow.
-    if inner is not None or not 0 < inverse_temperature <= 1e12:
-        raise TypeError(
-            "CalibratedClassifierCV gives no certificates unless its one inverse temperature lies "
-            f"between 0 and 1e12, got {inverse_temperature} over a classifier with {inner}."
-        )
-    # Words are replaced by their positions before the classifier is fitted.
-    positions = np.arange(len(estimator.classes_))
-    known = (estimator.classes_, positions)
-    if not any(np.array_equal(classes, classifier.classes_) for classes in known):
-        raise TypeError(
-            "CalibratedClassifierCV gives no certificates if its classes are not those of its "
-            f"classifier, got {estimator.classes_} and {classifier.classes_}."
-        )
-    return steps, classifier, inverse_temperature

@@ -25,7 +25,11 @@ DOORS = {
     "estimators": {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
-    "certification": {"certified", "estimators", "preprocessing", "rows"},
+    "deciders": {"certified"},
+    "wrappers": {"certified", "deciders", "estimators", "preprocessing"},
+    "certification": {
+        *("certified", "deciders", "estimators", "preprocessing", "rows", "wrappers"),
+    },
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
 }
