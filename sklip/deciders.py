@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 
 from sklip.certified import Affine, CertifiedNetwork
 from sklip.certified.decisions import Decisions
+from sklip.certified.probabilities import (
+    check_tau,
+    compared,
+    undecided_logits,
+    undecided_outputs,
+)
 from sklip.certified.radii import Budget, softmax_budget
 
-__all__ = ["ByNetwork", "ByTemperature", "Chain", "Claims", "Decider", "See", "View"]
+__all__ = ["ByNetwork", "ByTemperature", "ByThreshold", "Chain", "Claims", "Decider", "See", "View"]
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,33 @@ class View:
     drift: Affine
     longest: NDArray[np.float64] | float
 
-    def budget(self) -> Budget:
-        """Return what is set aside where the exact function, or float64, decides at neighbours."""
+    def budget(self, code: int | None = None) -> Budget:
+        """Return what is set aside where the exact function, or float64, decides at neighbours.
+
+        Of the margins of a class; of the predicted one if `code` is None.
+        """
         budget = self.network.budget(
-            self.decided, reach=self.reach, bounds=self.bounds, drift=self.drift
+            self.decided, reach=self.reach, bounds=self.bounds, drift=self.drift, code=code
         )
         return replace(budget, longest=np.minimum(budget.longest, self.longest))
 
-    def budget_of_logits(self) -> Budget:
+    def budget_of_logits(self, code: int | None = None) -> Budget:
         """Return what is set aside where logits in the network's own precision decide."""
-        decided = self.decided
-        own = self.network.precisions[0].budget(decided.pairs, decided.lengths, self.reach, self.drift)
-        return self.budget() + own
+        own = self.network.precisions[0].budget(
+            self.decided.pairs_of(code), self.decided.lengths, self.reach, self.drift
+        )
+        return self.budget(code) + own
+
+    def rows(self, rows: slice) -> View:
+        """Return the view of some of the rows."""
+
+        def of_rows(values: NDArray[np.float64] | float) -> NDArray[np.float64] | float:
+            return values[rows] if isinstance(values, np.ndarray) and values.ndim else values
+
+        drift = Affine(of_rows(self.drift.offset), of_rows(self.drift.slope))
+        return replace(
+            self, decided=self.decided.rows(rows), drift=drift, longest=of_rows(self.longest)
+        )
 
     @property
     def largest_change(self) -> float:
@@ -166,3 +187,45 @@ class ByTemperature(ByNetwork):
         budget = view.budget_of_logits()
         budget += softmax_budget(logits, self.inverse_temperature, view.largest_change)
         return Claims.from_budget(budget, view.decided.logits, view.decided.codes)
+
+
+@dataclass(frozen=True)
+class ByThreshold(ByNetwork):
+    r"""Whether a score of two classes reaches a threshold decides.
+
+    The score is the only logit f in the network's own precision, its opposite, or the computed sigmoid
+    of :math:`\pm\tau f`. Outside of an interval of logits it is certain on which side the score lies.
+
+    Parameters
+    ----------
+    chain : Chain
+        Its method gives the score.
+    classes : ndarray of shape (2,)
+    threshold : real number
+    positive : {0, 1}
+        Position of the class whose score it is.
+    """
+
+    threshold: Any
+    positive: int
+
+    def undecided(self, dtype: str) -> tuple[float, float]:
+        """Return the interval of logits: below the first class is certain, above the second."""
+        low, high = compared(self.threshold, dtype)
+        if self.chain.method == "predict_proba":
+            low, high = undecided_logits(low, high, check_tau(self.chain.classifier.tau_), dtype)
+        if self.positive == 0:
+            low, high = -high, -low
+        return undecided_outputs(low, high, dtype)
+
+    def claims(self, see: See) -> Claims:
+        """Set aside what logits in the network's precision may lose, at x' as well."""
+        view = see(self.chain)
+        low, high = self.undecided(view.network.arithmetic.dtype)
+        logits, largest = view.decided.logits, np.finfo(np.float64).max
+        with np.errstate(over="ignore", invalid="ignore"):
+            beyond = np.where(logits > high, logits - high, np.minimum(logits - low, 0.0))
+            # Endless where one class is given to all: the arithmetic's range is the limit then.
+            left = np.where(np.isfinite(logits), np.clip(beyond, -largest, largest), logits)
+        codes = (left[:, 0] > 0).astype(np.intp)
+        return Claims.from_budget(view.budget_of_logits(), left, codes)

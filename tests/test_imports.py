@@ -26,7 +26,8 @@ DOORS = {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
     "deciders": {"certified"},
-    "wrappers": {"certified", "deciders", "estimators", "preprocessing"},
+    "voting": {"certified", "deciders"},
+    "wrappers": {"certified", "deciders", "estimators", "preprocessing", "voting"},
     "certification": {
         *("certified", "deciders", "estimators", "preprocessing", "rows", "wrappers"),
     },

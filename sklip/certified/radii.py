@@ -105,7 +105,7 @@ class Budget:
         return np.where(np.isinf(smallest), codes, np.where(smallest > 0, nearest, closest))
 
     def _ratios(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Distance at which each margin is used up: 0 if it always is; infinite for the class itself."""
+        """Distance at which each margin is used up, 0 if at once; infinite for the class itself."""
         margins, others = predicted_margins(logits)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             # An overflow to infinity is replaced by a smaller number, which is safe. The difference of
