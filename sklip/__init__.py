@@ -7,13 +7,14 @@ The rooms, in the order in which they may import each other:
 * preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
-* deciders: ways of deciding on a class by what networks compute, each with what it certifies.
+* deciders, voting: ways of deciding on a class by what networks compute, each with what it certifies.
 * wrappers: unwraps an estimator: how it decides, and through which steps rows reach which network.
 * certification: takes rows there; the public functions.
+* rejection: predictions that abstain.
 * metrics, scoring, plots: numbers and pictures of labels and radii.
 """
 
-from sklip.certification import certificates, predict_with_radii
+from sklip.certification import certificates, nearest_rival, predict_with_radii
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
 from sklip.metrics import (
@@ -22,6 +23,7 @@ from sklip.metrics import (
     certified_accuracy_score,
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
+from sklip.rejection import predict_or_reject
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 from sklip.wrappers import register_wrapper
 
@@ -39,6 +41,8 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_estimate",
     "most_robust",
+    "nearest_rival",
+    "predict_or_reject",
     "predict_with_radii",
     "register_wrapper",
 ]

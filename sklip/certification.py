@@ -15,11 +15,12 @@ from sklip.certified.arithmetic import floored_product
 from sklip.deciders import ByNetwork, Chain, Claims, Decider, View
 from sklip.estimators.base import proven_network
 from sklip.preprocessing.gains import Gains
+from sklip.preprocessing.monotone_rules import refuse_sparse_quantiles
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
 from sklip.rows import as_numpy
 from sklip.wrappers import decider_of
 
-__all__ = ["certificates", "predict_with_radii"]
+__all__ = ["certificates", "nearest_rival", "predict_with_radii"]
 
 
 def certificates(
@@ -36,10 +37,12 @@ def certificates(
     ----------
     estimator : fitted estimator
         A LipschitzClassifier; a Pipeline that ends in one; a fitted search (GridSearchCV and the like)
-        over either; a CalibratedClassifierCV of either with ``method="temperature"`` and
-        ``ensemble=False``. Pipeline steps: scalers, PCA, TruncatedSVD, SimpleImputer, feature
-        selectors, "passthrough", Pipelines, ColumnTransformers and FeatureUnions of these, and what
-        :func:`sklip.preprocessing.register_transformer` adds.
+        over either; what wraps either of these: a CalibratedClassifierCV with ``method="temperature"``
+        and ``ensemble=False``, a FixedThresholdClassifier or TunedThresholdClassifierCV, a
+        VotingClassifier of several, imbalanced-learn's Pipeline, and what
+        :func:`sklip.register_wrapper` adds. Pipeline steps: scalers, PCA, TruncatedSVD, SimpleImputer,
+        QuantileTransformer, feature selectors, "passthrough", Pipelines, ColumnTransformers and
+        FeatureUnions of these, and what :func:`sklip.preprocessing.register_transformer` adds.
     X : array-like, sparse matrix or DataFrame
         What `estimator` takes.
     fixed_columns : iterable of str or int, default=()
@@ -119,6 +122,50 @@ def predict_with_radii(
     return _labels(estimator, decider, X, claims), claims.radii
 
 
+def nearest_rival(
+    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
+) -> NDArray[Any]:
+    r"""Class of each row that limits its radius: that which the certificate would lose to first.
+
+    It is the class whose margin over it, less what is set aside, is the first to be used up as the
+    distance grows. Of a vote it is the class that leads as soon as the bound no longer holds.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        As for :func:`certificates`.
+    X : array-like, sparse matrix or DataFrame
+        What `estimator` takes.
+    fixed_columns : iterable of str or int, default=()
+        As for :func:`certificates`.
+
+    Returns
+    -------
+    rivals : ndarray of shape (n_samples,)
+        Labels. Where the radius is 0, the class next to the predicted one by what was computed, of a
+        filled row where values are missing; where no other class can be reached, so that nothing but
+        the range of the arithmetic limits the radius, the predicted class itself.
+
+    Raises
+    ------
+    TypeError
+        As :func:`certificates`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklip import LipschitzClassifier, nearest_rival
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LipschitzClassifier(max_epochs=50, random_state=0).fit(X, y)
+    >>> nearest_rival(clf, X[:3])
+    array([1, 1, 1])
+    """
+    decider, X, claims = _claimed(estimator, X, fixed_columns)
+    labels, codes = _labels(estimator, decider, X, claims), decider.classes[claims.codes]
+    # Where a tie is broken in another way, the first of it is the rival.
+    return np.asarray(np.where(labels == codes, decider.classes[claims.rivals], codes))
+
+
 def _labels(estimator: Any, decider: Decider, X: Any, claims: Claims) -> NDArray[Any]:
     """Return the labels of predict, which it is asked for only where they are not certain."""
     if type(decider) is ByNetwork or (claims.radii > 0).all():
@@ -154,7 +201,9 @@ def _view(chain: Chain, X: Any, fixed_columns: Iterable[str | int]) -> View:
     longest: Distances = math.inf
     reach, bounds, drift = 1.0, None, Affine()
     if steps or fixed.any():
+        given = X
         X, gains, drift, longest = walk(steps, X, names, fixed)
+        refuse_sparse_quantiles(steps, given)
         reach, bounds = gains.bound, _margin_bounds_behind(network, gains)
     decided = network.decisions(classifier.network_rows(X))
     return View(network, decided, reach, bounds, drift, longest)

@@ -31,6 +31,7 @@ DOORS = {
     "certification": {
         *("certified", "deciders", "estimators", "preprocessing", "rows", "wrappers"),
     },
+    "rejection": {"certification", "metrics", "wrappers"},
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
 }

@@ -20,7 +20,7 @@ from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
 from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.rules import described_transformer
 
-__all__ = ["described_step", "flat_steps", "is_weighted", "transformer_bound"]
+__all__ = ["described_step", "flat_steps", "is_weighted", "nested_steps", "transformer_bound"]
 
 
 def transformer_bound(transformer: Any) -> float:
@@ -84,6 +84,24 @@ def flat_steps(transformer: Any) -> Iterator[Any]:
             yield from flat_steps(step)
     elif transformer is not None and not _is_named(transformer, "passthrough"):
         yield transformer
+
+
+def nested_steps(transformer: Any) -> Iterator[Any]:
+    """Yield the steps of nested Pipelines, and those of the fitted collections among them.
+
+    Parameters
+    ----------
+    transformer : transformer, "passthrough" or None
+
+    Yields
+    ------
+    step : transformer that is no Pipeline
+    """
+    for step in flat_steps(transformer):
+        yield step
+        if type(step) in (ColumnTransformer, FeatureUnion):
+            for _, part in _kept_parts(step):
+                yield from nested_steps(part)
 
 
 def _is_named(transformer: Any, word: str) -> bool:
