@@ -108,7 +108,8 @@ def test_rows_as_close_to_a_threshold_as_rounding_do_not_flip(method, dtype):
     """Of rows some errors of the network's precision from the threshold, some are certified."""
     rng = np.random.default_rng(0)
     X = 1e4 * rng.normal(size=(300, 4))
-    model = quick(dtype=dtype, max_epochs=20).fit(X, X[:, 0] > 0)
+    model = quick(hidden_layer_sizes=(), dtype=dtype, max_epochs=20).fit(X, X[:, 0] > 0)
+    gradient = model.to_torch()[-1].weight.double().numpy()
     if method == "decision_function":
         threshold = float(np.quantile(model.decision_function(X), 0.7))
     else:
@@ -131,7 +132,9 @@ def test_rows_as_close_to_a_threshold_as_rounding_do_not_flip(method, dtype):
     radii = certificates(estimator, one)
     certain = radii > 0
     assert 0.02 < certain.mean() < 0.98
-    for direction in (other - one, *rng.normal(size=(20, *one.shape))):
+    # The shortest way, of which rounding is all that is left; and others.
+    toward = np.where(labels, -1, 1)[:, None] * gradient
+    for direction in (toward, -toward, other - one, *rng.normal(size=(5, *one.shape))):
         step = direction * ((1 - 1e-6) * radii / np.linalg.norm(direction, axis=1))[:, None]
         assert (estimator.predict(one + step) == labels)[certain].all()
 
