@@ -110,11 +110,8 @@ def test_rows_as_close_to_a_threshold_as_rounding_do_not_flip(method, dtype):
     X = 1e4 * rng.normal(size=(300, 4))
     model = quick(hidden_layer_sizes=(), dtype=dtype, max_epochs=20).fit(X, X[:, 0] > 0)
     gradient = model.to_torch()[-1].weight.double().numpy()
-    if method == "decision_function":
-        threshold = float(np.quantile(model.decision_function(X), 0.7))
-    else:
-        model.tau_ = 1e-3
-        threshold = 0.6
+    # A logit so small that x is evaluated in float64, and so large that scores at x' are in float32.
+    threshold = 1.0 if method == "decision_function" else 0.9
     estimator = FixedThresholdClassifier(
         FrozenEstimator(model), threshold=threshold, response_method=method
     ).fit(X, X[:, 0] > 0)
@@ -122,7 +119,7 @@ def test_rows_as_close_to_a_threshold_as_rounding_do_not_flip(method, dtype):
     labels = estimator.predict(one)
     apart = estimator.predict(other) != labels
     one, other, labels = one[apart], other[apart], labels[apart]
-    # From far below the errors of logits, and of probabilities at this tau, to far above.
+    # From far below the errors of logits to far above.
     closest = 1e5 * np.finfo(dtype).eps * 10 ** rng.uniform(0, 4, size=(len(one), 1))
     for _ in range(60):
         middle = (one + other) / 2
