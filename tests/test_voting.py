@@ -127,15 +127,24 @@ def test_the_radius_of_a_mean_in_one_dimension_reaches_the_boundary(weights, dty
     assert (radii >= distances * (1 - 1e-5) - allowed).all()
 
 
+@pytest.mark.parametrize(("size", "tau"), [(1e4, 3.0), (1.0, 1e-4)], ids=["logits", "probabilities"])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_a_mean_pays_for_float32_in_the_neighbourhood(n_classes):
-    """Its members' logits in float32 decide, where each of them alone asks float64."""
+def test_a_mean_pays_for_float32_in_the_neighbourhood(n_classes, size, tau):
+    """What float32 loses of logits, where each member alone asks float64; and of flat probabilities."""
     rng = np.random.default_rng(0)
-    X = 1e4 * rng.normal(size=(300, 4))
+    X = size * rng.normal(size=(300, 4))
     y = X[:, :n_classes].argmax(axis=1)
-    members = [(name, quick(hidden_layer_sizes=(), dtype="float32")) for name in "ab"]
-    estimator = VotingClassifier(members, voting="soft").fit(X, y)
-    one, other = 1e4 * rng.normal(size=(2, 3000, 4))
+    model = quick(hidden_layer_sizes=(), dtype="float32", tau=tau)
+    shifted = make_pipeline(StandardScaler(with_std=False), model)
+    estimator = VotingClassifier([("a", model), ("b", shifted)], voting="soft").fit(X, y)
+    weight = estimator.estimators_[0].to_torch()[-1].weight.double().numpy()
+    weight = np.vstack([0 * weight, weight]) if n_classes == 2 else weight
+    # Members that disagree by a logit or two, so that the mean decides where each of them is certain.
+    gradient = weight[1] - weight[0]
+    scaler = estimator.estimators_[1][0]
+    scaler.mean_ = 2 * gradient / (gradient @ gradient)
+    estimator.estimators_[1].steps[1] = ("model", estimator.estimators_[0])
+    one, other = size * rng.normal(size=(2, 3000, 4))
     labels = estimator.predict(one)
     apart = estimator.predict(other) != labels
     one, other, labels = one[apart], other[apart], labels[apart]
@@ -148,11 +157,10 @@ def test_a_mean_pays_for_float32_in_the_neighbourhood(n_classes):
     found, radii = predict_with_radii(estimator, one)
     certain = radii > 0
     assert 0.02 < certain.mean() < 0.98
-    assert (found == labels).all()
-    weight = estimator.estimators_[0].to_torch()[-1].weight.double().numpy()
-    weight = np.vstack([0 * weight, weight]) if n_classes == 2 else weight
+    assert (found == labels)[certain].all()
     rivals = nearest_rival(estimator, one)
-    for toward in (weight[rivals] - weight[labels], other - one, rng.normal(size=one.shape)):
+    away = np.where(rivals == labels, (labels + 1) % n_classes, rivals)
+    for toward in (weight[away] - weight[labels], other - one, rng.normal(size=one.shape)):
         step = toward * ((1 - 1e-6) * radii / np.linalg.norm(toward, axis=1))[:, None]
         assert (estimator.predict(one + step) == labels)[certain].all()
 
