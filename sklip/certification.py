@@ -143,8 +143,8 @@ def nearest_rival(
     -------
     rivals : ndarray of shape (n_samples,)
         Labels. Where the radius is 0, the class next to the predicted one by what was computed, of a
-        filled row where values are missing; where no other class can be reached, so that nothing but
-        the range of the arithmetic limits the radius, the predicted class itself.
+        filled row where values are missing; where no other class can be reached at any distance, as
+        that of a constant network, the predicted class itself.
 
     Raises
     ------

@@ -64,9 +64,9 @@ def steepest_steps(estimator, X, labels, rivals):
 @pytest.mark.parametrize("hidden", [(), (8,)], ids=["linear", "deep"])
 def test_no_step_within_the_radius_of_a_vote_flips(n_classes, weights, voting, hidden):
     X, y = table(n_classes)
-    estimator = VotingClassifier(
-        voters(hidden_layer_sizes=hidden), voting=voting, weights=weights
-    ).fit(X, y)
+    estimator = VotingClassifier(voters(hidden_layer_sizes=hidden), voting=voting, weights=weights).fit(
+        X, y
+    )
     labels, radii = predict_with_radii(estimator, X)
     np.testing.assert_array_equal(labels, estimator.predict(X))
     # Three votes of four classes may all differ.
@@ -178,9 +178,7 @@ def test_a_step_before_a_vote_is_a_step_before_each_member(voting):
     X, y = table(3)
     inside = VotingClassifier([("a", quick()), ("b", quick(random_state=1))], voting=voting)
     around = make_pipeline(StandardScaler(), inside).fit(X, y)
-    members = [
-        (name, make_pipeline(StandardScaler(), model)) for name, model in (inside.estimators)
-    ]
+    members = [(name, make_pipeline(StandardScaler(), model)) for name, model in (inside.estimators)]
     expected = certificates(VotingClassifier(members, voting=voting).fit(X, y), X)
     assert expected.max() > 0
     np.testing.assert_array_equal(certificates(around, X), expected)
@@ -260,7 +258,7 @@ def test_members_without_certificates_are_refused_by_name(voting):
     X, y = table(2)
     members = [("a", quick(max_epochs=1)), ("b", LogisticRegression(max_iter=1000))]
     estimator = VotingClassifier(members, voting=voting).fit(X / 16, y)
-    with pytest.raises(TypeError, match="^LogisticRegression gives no certificates"):
+    with pytest.raises(TypeError, match=r"^LogisticRegression gives no certificates"):
         certificates(estimator, X / 16)
 
 
