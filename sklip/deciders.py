@@ -134,10 +134,6 @@ class Decider(Protocol):
     def classes(self) -> NDArray[Any]:
         """Labels that codes stand for."""
 
-    @property
-    def chains(self) -> Sequence[Chain]:
-        """All ways to a network; the first takes the names of columns."""
-
     def behind(self, steps: Sequence[Any]) -> Self:
         """Return the same way of deciding on rows that some steps are given first."""
 
@@ -151,11 +147,6 @@ class ByNetwork:
 
     chain: Chain
     classes: NDArray[Any]
-
-    @property
-    def chains(self) -> Sequence[Chain]:
-        """The only one."""
-        return (self.chain,)
 
     def behind(self, steps: Sequence[Any]) -> Self:
         """Put steps before those of the chain."""
@@ -228,4 +219,5 @@ class ByThreshold(ByNetwork):
             # Endless where one class is given to all: the arithmetic's range is the limit then.
             left = np.where(np.isfinite(logits), np.clip(beyond, -largest, largest), logits)
         codes = (left[:, 0] > 0).astype(np.intp)
-        return Claims.from_budget(view.budget_of_logits(), left, codes)
+        claims = Claims.from_budget(view.budget_of_logits(), left, codes)
+        return replace(claims, rivals=np.where(np.abs(left[:, 0]) == largest, codes, claims.rivals))

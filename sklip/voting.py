@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklip.certified.probabilities import LogitDifferences, check_tau, means, radii_of_means
-from sklip.deciders import ByNetwork, Chain, Claims, Decider, See, View
+from sklip.deciders import ByNetwork, Claims, Decider, See, View
 
 __all__ = ["ByMean", "ByVotes"]
 
@@ -34,11 +34,6 @@ class ByMean:
     members: tuple[ByNetwork, ...]
     weights: tuple[float, ...]
     classes: NDArray[Any]
-
-    @property
-    def chains(self) -> Sequence[Chain]:
-        """One of each member."""
-        return [member.chain for member in self.members]
 
     def behind(self, steps: Sequence[Any]) -> Self:
         """Put steps before those of each member."""
@@ -84,7 +79,8 @@ def _differences(view: View, tau: float, weight: float) -> tuple[LogitDifference
     per_distance = np.stack([budget.per_distance for budget in budgets], axis=1)
     # Two logits at x', rounded to the network's precision, of which one may be moved above the other.
     unit = float(dtype.eps) / 2
-    rounded = 16 * unit * np.abs(scores).max(axis=1) + 8 * float(dtype.tiny)
+    sizes = np.abs(scores).max(axis=1) + view.network.lipschitz_bound * view.drift.offset
+    rounded = 16 * unit * sizes + 8 * float(dtype.tiny)
     differences = LogitDifferences(
         values,
         spent + rounded[:, None, None],
@@ -116,11 +112,6 @@ class ByVotes:
     members: tuple[Decider, ...]
     weights: tuple[float, ...]
     classes: NDArray[Any]
-
-    @property
-    def chains(self) -> Sequence[Chain]:
-        """Those of all members."""
-        return [chain for member in self.members for chain in member.chains]
 
     def behind(self, steps: Sequence[Any]) -> Self:
         """Put steps before those of each member."""

@@ -179,12 +179,14 @@ def _calibrated(estimator: CalibratedClassifierCV, method: str) -> Decider:
         )
     inner = decider_of(calibrated[0].estimator, "decision_function")
     inverse_temperature = float(calibrated[0].calibrators[0].beta_)
-    # fit finds values between exp(-10) and exp(10); far beyond, products overflow.
-    if type(inner) is not ByNetwork or not 0 < inverse_temperature <= 1e12:
+    # Without logits it takes probabilities. fit finds temperatures between exp(-10) and exp(10); far
+    # beyond, products overflow.
+    scales_logits = type(inner) is ByNetwork and hasattr(calibrated[0].estimator, "decision_function")
+    if not scales_logits or not 0 < inverse_temperature <= 1e12:
         raise TypeError(
             "CalibratedClassifierCV gives no certificates unless its one inverse temperature lies "
-            f"between 0 and 1e12 and scales logits, got {inverse_temperature} and a classifier that "
-            f"decides {type(inner).__name__}."
+            f"between 0 and 1e12 and scales logits, got {inverse_temperature} over "
+            f"{type(calibrated[0].estimator).__name__}."
         )
     # Words are replaced by their positions before the classifier is fitted.
     positions = np.arange(len(estimator.classes_))

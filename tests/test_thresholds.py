@@ -207,6 +207,7 @@ def test_where_one_label_is_given_to_all_only_overflow_limits_the_radius(
     labels, radii = predict_with_radii(estimator, X)
     assert (labels == label).all()
     assert (radii > 1e10).all()
+    np.testing.assert_array_equal(nearest_rival(estimator, X), labels)
     far = X + 0.7 * np.minimum(radii, 1e300)[:, None] * [[1, -1]]
     assert (estimator.predict(far) == label).all()
 

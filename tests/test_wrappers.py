@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, cross_val_score
@@ -90,6 +91,15 @@ def test_a_threshold_around_a_registered_wrapper(few_digits, registered):
     estimator = FixedThresholdClassifier(LineSearch(quick()), threshold=0.3).fit(X, y > 4)
     plain = FixedThresholdClassifier(FrozenEstimator(estimator.estimator_.best_), threshold=0.3)
     np.testing.assert_array_equal(certificates(estimator, X), certificates(plain.fit(X, y > 4), X))
+
+
+def test_a_temperature_over_a_wrapper_without_logits_is_refused(few_digits, registered):
+    """It would scale what it makes of probabilities."""
+    X, y = few_digits
+    search = FrozenEstimator(LineSearch(quick()).fit(X, y))
+    estimator = CalibratedClassifierCV(search, method="temperature").fit(X, y)
+    with pytest.raises(TypeError, match=r"^CalibratedClassifierCV .* scales logits, got"):
+        certificates(estimator, X)
 
 
 def test_the_decorator_returns_the_function(registered):

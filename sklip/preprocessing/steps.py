@@ -29,9 +29,9 @@ def transformer_bound(transformer: Any) -> float:
     Parameters
     ----------
     transformer : fitted transformer, "passthrough" or None
-        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, TruncatedSVD, SimpleImputer, a
-        feature selector, a type with a registered rule; a Pipeline, ColumnTransformer or FeatureUnion
-        of such.
+        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, QuantileTransformer (of dense rows),
+        PCA, TruncatedSVD, SimpleImputer, a feature selector, a type with a registered rule; a Pipeline,
+        ColumnTransformer or FeatureUnion of such.
 
     Returns
     -------

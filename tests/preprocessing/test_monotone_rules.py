@@ -129,6 +129,21 @@ def test_what_is_computed_lies_within_the_bound_on_rounding(output):
             assert gap <= error.offset + error.slope * np.linalg.norm(row) + 1e-8 * (output == "normal")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_short_rows_of_large_values_are_charged_as_well(dtype):
+    """Near 0 a row is short, and its values are near 1: their own rounding is what counts."""
+    transformer = QuantileTransformer(n_quantiles=7).fit(np.linspace(-1, 0, 50)[:, None])
+    rows = -np.random.default_rng(0).uniform(1e-4, 1e-3, size=(200, 1)).astype(dtype)
+    error = described_transformer(transformer).rounding(Arithmetic(dtype))
+    found = transformer.transform(rows.copy())[:, 0].astype(float)
+    exact = [exact_quantile(float(value), transformer, 0) for value in rows[:, 0]]
+    gaps = [
+        float(abs(Fraction(each) - value)) for each, value in zip(found.tolist(), exact, strict=True)
+    ]
+    assert max(gaps) > 0.1 * np.finfo(dtype).eps
+    assert max(gaps) <= error.offset + error.slope * 1e-4
+
+
 def exact_quantile(value, transformer, column):
     quantiles = [Fraction(float(each)) for each in transformer.quantiles_[:, column]]
     references = [Fraction(float(each)) for each in transformer.references_]
