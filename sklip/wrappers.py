@@ -181,8 +181,9 @@ def _calibrated(estimator: CalibratedClassifierCV, method: str) -> Decider:
     inverse_temperature = float(calibrated[0].calibrators[0].beta_)
     # Without logits it takes probabilities. fit finds temperatures between exp(-10) and exp(10); far
     # beyond, products overflow.
-    scales_logits = type(inner) is ByNetwork and hasattr(calibrated[0].estimator, "decision_function")
-    if not scales_logits or not 0 < inverse_temperature <= 1e12:
+    has_logits = hasattr(calibrated[0].estimator, "decision_function")
+    in_range = 0 < inverse_temperature <= 1e12
+    if type(inner) is not ByNetwork or not has_logits or not in_range:
         raise TypeError(
             "CalibratedClassifierCV gives no certificates unless its one inverse temperature lies "
             f"between 0 and 1e12 and scales logits, got {inverse_temperature} over "

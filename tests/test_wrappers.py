@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -133,9 +134,11 @@ def test_a_search_of_another_library(few_digits):
     integration = pytest.importorskip("optuna_integration")
     distributions = pytest.importorskip("optuna").distributions
     X, y = few_digits
-    search = integration.OptunaSearchCV(
-        quick(), {"tau": distributions.FloatDistribution(1.0, 10.0)}, n_trials=2, cv=2
-    ).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls itself experimental
+        search = integration.OptunaSearchCV(
+            quick(), {"tau": distributions.FloatDistribution(1.0, 10.0)}, n_trials=2, cv=2
+        ).fit(X, y)
     with pytest.raises(TypeError, match="register_wrapper"):
         certificates(search, X)
     register_wrapper(type(search))(lambda wrapper: wrapper.best_estimator_)
