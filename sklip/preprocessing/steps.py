@@ -25,6 +25,7 @@ __all__ = [
     "described_steps",
     "flat_steps",
     "is_weighted",
+    "nested_steps",
     "part_branches",
     "transformer_bound",
 ]
@@ -36,9 +37,9 @@ def transformer_bound(transformer: Any) -> float:
     Parameters
     ----------
     transformer : fitted transformer, "passthrough" or None
-        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, TruncatedSVD, SimpleImputer, a
-        feature selector, a type with a registered rule; a Pipeline, ColumnTransformer or FeatureUnion
-        of such.
+        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, QuantileTransformer (of dense rows),
+        PCA, TruncatedSVD, SimpleImputer, a feature selector, a type with a registered rule; a Pipeline,
+        ColumnTransformer or FeatureUnion of such.
 
     Returns
     -------
@@ -91,6 +92,24 @@ def flat_steps(transformer: Any) -> Iterator[Any]:
             yield from flat_steps(step)
     elif transformer is not None and not _is_named(transformer, "passthrough"):
         yield transformer
+
+
+def nested_steps(transformer: Any) -> Iterator[Any]:
+    """Yield the steps of nested Pipelines, and those of the fitted collections among them.
+
+    Parameters
+    ----------
+    transformer : transformer, "passthrough" or None
+
+    Yields
+    ------
+    step : transformer that is no Pipeline
+    """
+    for step in flat_steps(transformer):
+        yield step
+        if type(step) in (ColumnTransformer, FeatureUnion):
+            for _, part in _kept_parts(step):
+                yield from nested_steps(part)
 
 
 def _is_named(transformer: Any, word: str) -> bool:

@@ -3,13 +3,25 @@ r"""How far single columns may move alone before the predicted class can change.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification import opened
-from sklip.opened import refuse_images
+from sklip.certification.chains import (
+    Chain,
+    View,
+    common_names,
+    refuse_images,
+    start_of,
+    view_of,
+)
+from sklip.certification.deciders import See
+from sklip.certification.wrappers import decider_of
+from sklip.certified import Gains
+from sklip.certified.arithmetic import FLOOR
+from sklip.preprocessing.changes import Changes
 from sklip.preprocessing.steps import described_steps
 from sklip.rows import as_numpy
 
@@ -74,22 +86,32 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     >>> bool((ranges.min(axis=1) > 0.999 * certificates(pipeline, X)).all())
     True
     """
-    X = as_numpy(X)
+    decider, X = decider_of(estimator), as_numpy(X)
     refuse_images(X, "certified_ranges")
-    parts = opened(estimator, X, fixed_columns)
-    _, gains = described_steps(parts.steps, parts.start())
-    reaches = gains.of_columns > 0
+    chains, names = decider.chains, common_names(decider.chains)
+    start = start_of(chains, X, Changes(fixed_columns))
+    gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
+    reaches = gains > 0
     # In units in which all columns count alike, what rounding costs is of the same size for each.
-    units = np.where(reaches, 1.0 / np.where(reaches, gains.of_columns, 1.0), 1.0)
-    rows = parts.rows(X, parts.start(units))
-    margins = rows.network.margins_behind(rows.gains)
-    logits = rows.decided.logits
-    ranges = np.full((len(logits), len(units)), np.inf)
+    units = np.where(reaches, np.maximum(1.0 / np.where(reaches, gains, 1.0), FLOOR), 1.0)
+    fixed = start.matrix == 0
+    start = Gains.at_start(len(fixed), fixed, units)
+    views = {id(chain): view_of(chain, X, start) for chain in chains}
+    margins = {key: view.network.margins_behind(view.gains) for key, view in views.items()}
+
+    def seen_if_alone(column: int) -> See:
+        def see(chain: Chain) -> View:
+            return replace(views[id(chain)], bounds=margins[id(chain)].of_column(column))
+
+        return see
+
+    n_rows = len(views[id(chains[0])].decided.logits)
+    ranges = np.full((n_rows, len(units)), np.inf)
     for column in np.flatnonzero(reaches).tolist():
-        radii = rows.budget(margins.of_column(column)).radii(logits)
-        ranges[:, column] = _in_units(radii, units[column])
-    ranges[:, parts.fixed] = np.nan
-    return _like(X, ranges, parts.names)
+        claims = decider.claims(seen_if_alone(column))
+        ranges[:, column] = _in_units(claims.radii, units[column])
+    ranges[:, fixed] = np.nan
+    return _like(X, ranges, names)
 
 
 def _in_units(radii: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
