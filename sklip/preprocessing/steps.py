@@ -20,7 +20,14 @@ from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
 from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.rules import described_transformer
 
-__all__ = ["described_step", "flat_steps", "is_weighted", "transformer_bound"]
+__all__ = [
+    "branches",
+    "described_step",
+    "flat_steps",
+    "transformer_bound",
+    "weighted_reads",
+    "weighting",
+]
 
 
 def transformer_bound(transformer: Any) -> float:
@@ -122,7 +129,7 @@ def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
     weights = transformer.transformer_weights or {}
     parts = [
         _part(branch, reads, weights.get(name), n_outputs, start)
-        for name, branch, reads, n_outputs in _branches(transformer, n_values)
+        for name, branch, reads, n_outputs in branches(transformer, n_values)
     ]
     nothing = start.of_values(np.arange(0))
     after = nothing.beside([part_gains for _, part_gains in parts])
@@ -131,7 +138,7 @@ def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
     return _side_by_side([bound for bound, _ in parts], n_values), after
 
 
-def _branches(
+def branches(
     transformer: Any, n_values: int
 ) -> Iterator[tuple[str, Any, NDArray[np.intp], int | None]]:
     """Yield name, transformer, indices of what it reads, and the number of its outputs if known."""
@@ -169,12 +176,25 @@ def _n_inputs(transformer: Any) -> int:
     return next(int(part.n_features_in_) for part in parts if hasattr(part, "n_features_in_"))
 
 
-def is_weighted(transformer: Any) -> bool:
+def _is_weighted(transformer: Any) -> bool:
     """Whether any part of a step is multiplied by an entry of transformer_weights."""
     if type(transformer) not in (ColumnTransformer, FeatureUnion):
         return False
     steps = (step for _, part in _kept_parts(transformer) for step in flat_steps(part))
-    return bool(transformer.transformer_weights) or any(map(is_weighted, steps))
+    return bool(transformer.transformer_weights) or any(map(_is_weighted, steps))
+
+
+def weighted_reads(transformer: Any, gains: Gains) -> NDArray[np.intp]:
+    """Return which values that may move are read by parts with an entry of transformer_weights."""
+    found = [np.arange(0)]
+    if _is_weighted(transformer):
+        weights = transformer.transformer_weights or {}
+        n_values = _n_inputs(transformer) if gains.sources is None else len(gains.sources)
+        for name, branch, reads, _ in branches(transformer, n_values):
+            if weights.get(name) is not None or any(map(_is_weighted, flat_steps(branch))):
+                found.append(reads)
+    every = np.unique(np.concatenate(found))
+    return every if gains.factors is None else every[gains.factors[every] > 0]
 
 
 def _part(
@@ -197,7 +217,7 @@ def _part(
         bound, gains = described_step(transformer, gains)
         chain.append(bound)
     if weight is not None:
-        chain.append(_weighting(float(weight), gains))
+        chain.append(weighting(float(weight), gains))
         gains = gains.through(chain[-1])
     if not all(np.isfinite(bound.at_zero) for bound in chain[:-1]):
         raise TypeError(
@@ -207,7 +227,7 @@ def _part(
     return replace(composed(chain), reads=reads), gains
 
 
-def _weighting(weight: float, gains: Gains) -> MapBound:
+def weighting(weight: float, gains: Gains) -> MapBound:
     """Multiplication by an entry of transformer_weights."""
     size = lipschitz_constant(abs(weight), weight)
 
