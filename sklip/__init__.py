@@ -8,9 +8,11 @@ The rooms, in the order in which they may import each other:
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
 * certification: unwraps an estimator, and joins its preprocessing with its certified network.
+* categories: what edits of categories cost in the network's units.
 * metrics, scoring, plots: numbers and pictures of labels and radii.
 """
 
+from sklip.categories import categorical_edit_lengths
 from sklip.certification import certificates, predict_with_radii
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
@@ -30,6 +32,7 @@ __all__ = [
     "average_certified_radius_score",
     "average_certified_radius_scorer",
     "average_normalized_margin_score",
+    "categorical_edit_lengths",
     "certificates",
     "certified_accuracy_score",
     "certified_accuracy_scorer",

@@ -22,6 +22,7 @@ from sklip.certified.integrity import refuse_altered
 from sklip.certified.radii import softmax_budget
 from sklip.estimators import LipschitzClassifier
 from sklip.estimators.base import proven_network
+from sklip.preprocessing.edits import radii_under_edits
 from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.steps import flat_steps
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
@@ -34,7 +35,12 @@ _SEARCH_PREDICT = inspect.getattr_static(GridSearchCV, "predict")
 
 
 def certificates(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    fixed_columns: Iterable[str | int] = (),
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> NDArray[np.float64]:
     r"""Radius around each row of X inside which ``estimator.predict`` can't change.
 
@@ -57,6 +63,16 @@ def certificates(
         Columns that can't change, by name or by position at ``fit``: the radius speaks of x' that agree
         with x there. Parts of a ColumnTransformer that read fixed columns only may be anything
         (OneHotEncoder, say); what they compute is taken as given.
+    categorical_edits : int, default=None
+        How many columns of categories may take any other of their known values at the same time: the
+        radius, of the columns of numbers, holds whichever they are. Every alternative is evaluated; of
+        the radii the least is given, and 0 if any has another label. 0: categories stay as they are.
+        None: encoders are refused unless their columns are in `fixed_columns`.
+    categorical_columns : iterable of str or int, default=None
+        Which columns may be edited, by name or by position at ``fit``; those of other encoders stay as
+        they are. If None, all that encoders of a ColumnTransformer read (OneHotEncoder, OrdinalEncoder,
+        TargetEncoder), without those in `fixed_columns`. Known are the values in ``categories_``, and
+        missing ones that a SimpleImputer before the encoder replaces by one of these.
 
     Returns
     -------
@@ -67,6 +83,9 @@ def certificates(
     ------
     TypeError
         For an estimator without certificates, or a step without a proven bound.
+    ValueError
+        For columns that are none or can't be edited, values in them that are not known, and edits that
+        would take more than 10 ** 8 evaluations.
     NotFittedError
         If the estimator is not fitted.
 
@@ -85,11 +104,16 @@ def certificates(
     >>> certificates(pipeline.fit(X, y), X).shape
     (150,)
     """
-    return _labels_and_radii(estimator, X, fixed_columns)[1]
+    return _under_edits(estimator, X, fixed_columns, categorical_edits, categorical_columns)[1]
 
 
 def predict_with_radii(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = ()
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    fixed_columns: Iterable[str | int] = (),
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     r"""Labels as from ``estimator.predict``, and a radius inside which each can't change.
 
@@ -102,6 +126,10 @@ def predict_with_radii(
     X : array-like, sparse matrix or DataFrame
         What `estimator` takes.
     fixed_columns : iterable of str or int, default=()
+        As for :func:`certificates`.
+    categorical_edits : int, default=None
+        As for :func:`certificates`.
+    categorical_columns : iterable of str or int, default=None
         As for :func:`certificates`.
 
     Returns
@@ -125,9 +153,39 @@ def predict_with_radii(
     >>> bool((labels == clf.predict(X)).all())
     True
     """
-    labels, radii, tempered = _labels_and_radii(estimator, X, fixed_columns)
+    labels, radii, tempered = _under_edits(
+        estimator, X, fixed_columns, categorical_edits, categorical_columns
+    )
     # Where a softmax decides, rows of radius 0 may be ties that it breaks in another way.
     return estimator.predict(X) if tempered else labels, radii
+
+
+def _under_edits(
+    estimator: Any,
+    X: Any,
+    fixed_columns: Iterable[str | int],
+    categorical_edits: int | None,
+    categorical_columns: Iterable[str | int] | None,
+) -> tuple[NDArray[Any], NDArray[np.float64], bool]:
+    """As :func:`_labels_and_radii`, for x' in which categories may differ as well."""
+    if categorical_edits is None:
+        if categorical_columns is not None:
+            raise ValueError(
+                "categorical_columns needs categorical_edits, how many may change at once."
+            )
+        return _labels_and_radii(estimator, X, fixed_columns)
+    steps, classifier, inverse_temperature = _unwrapped(estimator)
+    check_is_fitted(steps[0] if steps else classifier)
+    labels, radii = radii_under_edits(
+        lambda rows, fixed: _labels_and_radii(estimator, rows, fixed)[:2],
+        steps,
+        as_numpy(X),
+        fixed_columns=fixed_columns,
+        categorical_edits=categorical_edits,
+        categorical_columns=categorical_columns,
+        n_values=classifier.n_features_in_,
+    )
+    return labels, radii, inverse_temperature is not None
 
 
 def _labels_and_radii(

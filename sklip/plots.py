@@ -75,6 +75,8 @@ class CertifiedAccuracyDisplay:
         y: ArrayLike,
         *,
         fixed_columns: Iterable[str | int] = (),
+        categorical_edits: int | None = None,
+        categorical_columns: Iterable[str | int] | None = None,
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
         ax: Axes | None = None,
@@ -92,6 +94,10 @@ class CertifiedAccuracyDisplay:
             True labels.
         fixed_columns : iterable of str or int, default=()
             Columns that can't change, as for :func:`sklip.certificates`.
+        categorical_edits : int, default=None
+            How many categories may be others, as for :func:`sklip.certificates`.
+        categorical_columns : iterable of str or int, default=None
+            Which ones, as for :func:`sklip.certificates`.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
         name : str, default=None
@@ -105,7 +111,13 @@ class CertifiedAccuracyDisplay:
         -------
         display : CertifiedAccuracyDisplay
         """
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns)
+        labels, radii = predict_with_radii(
+            estimator,
+            X,
+            fixed_columns=fixed_columns,
+            categorical_edits=categorical_edits,
+            categorical_columns=categorical_columns,
+        )
         name = type(estimator).__name__ if name is None else name
         display = cls.from_predictions(y, labels, radii, sample_weight=sample_weight, name=name)
         return display.plot(ax=ax, **plot_kwargs)

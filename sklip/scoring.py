@@ -28,6 +28,10 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
         Perturbation budget: L2, at least 0.
     fixed_columns : sequence of str or int, default=()
         Columns that can't change, as for :func:`sklip.certificates`.
+    categorical_edits : int, default=None
+        How many categories may be others, as for :func:`sklip.certificates`.
+    categorical_columns : sequence of str or int, default=None
+        Which ones, as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -36,16 +40,30 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     certified_accuracy_scorer(eps=0.3)
     """
 
-    def __init__(self, eps: float = 0.5, fixed_columns: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self,
+        eps: float = 0.5,
+        fixed_columns: Sequence[str | int] = (),
+        categorical_edits: int | None = None,
+        categorical_columns: Sequence[str | int] | None = None,
+    ) -> None:
         self.eps = eps
         self.fixed_columns = fixed_columns
+        self.categorical_edits = categorical_edits
+        self.categorical_columns = categorical_columns
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
         eps = check_eps(self.eps)
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        labels, radii = predict_with_radii(
+            estimator,
+            X,
+            fixed_columns=self.fixed_columns,
+            categorical_edits=self.categorical_edits,
+            categorical_columns=self.categorical_columns,
+        )
         return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
 
 
@@ -59,6 +77,10 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     ----------
     fixed_columns : sequence of str or int, default=()
         Columns that can't change, as for :func:`sklip.certificates`.
+    categorical_edits : int, default=None
+        How many categories may be others, as for :func:`sklip.certificates`.
+    categorical_columns : sequence of str or int, default=None
+        Which ones, as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -67,14 +89,27 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     average_certified_radius_scorer()
     """
 
-    def __init__(self, fixed_columns: Sequence[str | int] = ()) -> None:
+    def __init__(
+        self,
+        fixed_columns: Sequence[str | int] = (),
+        categorical_edits: int | None = None,
+        categorical_columns: Sequence[str | int] | None = None,
+    ) -> None:
         self.fixed_columns = fixed_columns
+        self.categorical_edits = categorical_edits
+        self.categorical_columns = categorical_columns
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=self.fixed_columns)
+        labels, radii = predict_with_radii(
+            estimator,
+            X,
+            fixed_columns=self.fixed_columns,
+            categorical_edits=self.categorical_edits,
+            categorical_columns=self.categorical_columns,
+        )
         return average_certified_radius_score(y, labels, radii, sample_weight=sample_weight)
 
 
