@@ -40,7 +40,7 @@ CATEGORIES = ["city", "job", "level", "team"]
 
 
 def quick(**parameters):
-    defaults = {"hidden_layer_sizes": (8,), "max_epochs": 150, "eps": 1.0, "random_state": 0}
+    defaults = {"hidden_layer_sizes": (8,), "max_epochs": 100, "eps": 1.0, "random_state": 0}
     return LipschitzClassifier(**{**defaults, **parameters})
 
 
@@ -114,6 +114,11 @@ PREPARE = {
         (StandardScaler(), NUMBERS),
         (one_hot(min_frequency=12, handle_unknown="infrequent_if_exist"), ["city", "team"]),
         (one_hot(max_categories=2), ["job", "level"]),
+    ),
+    "infrequent in order": lambda: parted(
+        (StandardScaler(), NUMBERS),
+        (OrdinalEncoder(min_frequency=20, encoded_missing_value=-1), ["city", "team"]),
+        (OrdinalEncoder(max_categories=2), ["job", "level"]),
     ),
     "targets": lambda: parted((StandardScaler(), NUMBERS), (TargetEncoder(), CATEGORIES)),
     "twice": lambda: parted(

@@ -28,7 +28,7 @@ from sklip.certified.integrity import refuse_altered
 from sklip.preprocessing.gains import Gains
 from sklip.preprocessing.steps import branches, described_step, flat_steps, weighting
 
-__all__ = ["Reading", "as_key", "category_readings", "is_missing", "known_values", "same_value"]
+__all__ = ["Reading", "as_key", "category_readings", "is_nan", "known_values", "same_value"]
 
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 # Stands for NaN, which does not equal itself.
@@ -37,11 +37,12 @@ _NAN_KEY: Hashable = object()
 
 def as_key(value: Any) -> Hashable:
     """Return what tells a value from others: itself, but every NaN is the same."""
-    key: Hashable = _NAN_KEY if _is_nan(value) else value
+    key: Hashable = _NAN_KEY if is_nan(value) else value
     return key
 
 
-def _is_nan(value: Any) -> bool:
+def is_nan(value: Any) -> bool:
+    """Whether a value is NaN, of whatever precision."""
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
@@ -49,11 +50,6 @@ def same_value(one: Any, other: Any) -> bool:
     """Whether two values have the same key."""
     # pandas' NA has a hash, but no truth of its being equal.
     return as_key(one) in {as_key(other)}
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a value is None, NaN or pandas' NA."""
-    return value is None or _is_nan(value) or type(value).__name__ == "NAType"
 
 
 @dataclass(frozen=True)
@@ -124,8 +120,7 @@ class Reading:
         categories = set(map(as_key, self.reader.categories_[self.position].tolist()))
         infrequent = getattr(self.reader, "infrequent_categories_", None)
         rare = None if infrequent is None else infrequent[self.position]
-        # Missing values may be apart from the infrequent ones.
-        merged = set() if rare is None else {as_key(value) for value in rare if not is_missing(value)}
+        merged = set() if rare is None else set(map(as_key, rare.tolist()))
 
         def told(value: Any) -> Hashable:
             seen = as_key(self.source.seen(value))
@@ -224,7 +219,7 @@ def _imputed(imputer: SimpleImputer, sources: Sequence[_Source]) -> list[_Source
     told = imputer.indicator_.features_ if imputer.add_indicator else []
     kept = imputer.keep_empty_features
     return [
-        *(source for source, (_, fill) in zip(after, fills, strict=True) if kept or not _is_nan(fill)),
+        *(source for source, (_, fill) in zip(after, fills, strict=True) if kept or not is_nan(fill)),
         *(replace(after[position], tells=True) for position in told),
     ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_array
 
-from sklip.preprocessing.encoders import is_missing, same_value
+from sklip.preprocessing.encoders import is_nan, same_value
 
 __all__ = ["ArrayTable", "FrameTable", "table_of"]
 
@@ -66,7 +66,7 @@ class FrameTable:
         dtype = column.dtype
         if hasattr(dtype, "categories"):
             known = set(dtype.categories)
-            new = [value for value in values if not is_missing(value) and value not in known]
+            new = [value for value in values if not _is_missing(value) and value not in known]
             dtype = column.cat.add_categories(new).dtype
         for candidate in (dtype, np.array(list(values)).dtype, object):
             palette = _converted(lambda dtype: type(column)(objects, dtype=dtype), candidate)
@@ -153,3 +153,8 @@ def _same(palette: Any, values: Sequence[Any]) -> bool:
     """Whether no value has changed."""
     pairs = zip(_read(palette).tolist(), values, strict=True)
     return all(same_value(one, other) for one, other in pairs)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN or pandas' NA."""
+    return value is None or is_nan(value) or type(value).__name__ == "NAType"
