@@ -6,13 +6,15 @@ The rooms, in the order in which they may import each other:
 * certified: finished networks and what is proven of them. It needs torch and NumPy only.
 * preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
+* metrics: numbers of labels and radii.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
 * certification: whole estimators: through which steps rows reach which networks, how those decide, and
   what is certified of that, in the units of the caller's own columns.
-* metrics, scoring, plots: numbers and pictures of labels and radii.
+* scoring, plots: scorers and refit rules for searches; pictures.
 """
 
 from sklip.certification import (
+    categorical_edit_lengths,
     certificates,
     certified_ranges,
     nearest_rival,
@@ -38,6 +40,7 @@ __all__ = [
     "average_certified_radius_score",
     "average_certified_radius_scorer",
     "average_normalized_margin_score",
+    "categorical_edit_lengths",
     "certificates",
     "certified_accuracy_score",
     "certified_accuracy_scorer",

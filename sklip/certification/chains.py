@@ -23,7 +23,7 @@ from sklip.preprocessing.walk import Distances, fixed_mask, walk
 __all__ = [
     "Chain",
     "View",
-    "common_names",
+    "common_columns",
     "refuse_images",
     "start_of",
     "view_of",
@@ -168,15 +168,10 @@ def start_of(chains: Sequence[Chain], X: Any, changes: Changes) -> Gains:
         For columns that there are none of, scales that are missing or not known, and images where
         columns are told apart.
     TypeError
-        For chains that were fitted on different columns.
+        As :func:`common_columns`.
     """
-    n_columns = {chain.n_columns(X) for chain in chains}
-    if len(n_columns) > 1:
-        raise TypeError(
-            f"all members must be fitted on the same columns, got {sorted(n_columns)} of them."
-        )
-    names = common_names(chains) if changes.tell_columns_apart else None
-    fixed = fixed_mask(changes.fixed_columns, names, *n_columns)
+    names, n_columns = common_columns(chains, X, changes.tell_columns_apart)
+    fixed = fixed_mask(changes.fixed_columns, names, n_columns)
     if fixed.any():
         refuse_images(X, "fixed_columns")
     scale: NDArray[np.float64] | float = 1.0
@@ -190,22 +185,44 @@ def start_of(chains: Sequence[Chain], X: Any, changes: Changes) -> Gains:
     return Gains.at_start(len(fixed), fixed, scale)
 
 
-def common_names(chains: Sequence[Chain]) -> NDArray[Any] | None:
-    """Return what all chains call the columns, where they have names.
+def common_columns(
+    chains: Sequence[Chain], X: Any, told_apart: bool
+) -> tuple[NDArray[Any] | None, int]:
+    """Return names, where there are any, and the number of the columns that all chains start from.
+
+    Parameters
+    ----------
+    chains : sequence of Chain
+    X : array-like
+        Rows, for their shape.
+    told_apart : bool
+        Whether it matters which column is which.
+
+    Returns
+    -------
+    names : ndarray of shape (n_columns,), or None
+    n_columns : int
 
     Raises
     ------
     TypeError
-        If they don't agree: what is a column by name to one is by position another to the next.
+        If chains don't agree: what one has by name may lie elsewhere for another.
     """
-    names, *others = (chain.names for chain in chains)
-    for other in others:
-        if (None if names is None else list(names)) != (None if other is None else list(other)):
+    names, n_columns = chains[0].names, chains[0].n_columns(X)
+    for chain in chains[1:]:
+        renamed = told_apart and _listed(chain.names) != _listed(names)
+        if chain.n_columns(X) != n_columns or renamed:
             raise TypeError(
-                "columns can't be told apart unless all members were fitted on the same ones, got "
-                f"{names} and {other}; fit them on the same table."
+                "members must be fitted on the same columns, got "
+                f"{n_columns if names is None else list(names)} and "
+                f"{chain.n_columns(X) if chain.names is None else list(chain.names)}; fit them on the "
+                "same table."
             )
-    return names
+    return names, n_columns
+
+
+def _listed(names: NDArray[Any] | None) -> list[Any] | None:
+    return None if names is None else list(names)
 
 
 def refuse_images(X: Any, argument: str) -> None:

@@ -8,17 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification.chains import start_of, view_of, warn_of_a_throttle
+from sklip.certification.chains import common_columns, start_of, view_of, warn_of_a_throttle
 from sklip.certification.deciders import ByNetwork, Claims, Decider
 from sklip.certification.wrappers import decider_of
 from sklip.preprocessing.changes import Changes
+from sklip.preprocessing.edits import CategoricalEdits, Found
 from sklip.rows import as_numpy
 
 __all__ = ["certificates", "nearest_rival", "predict_with_radii"]
 
 
 def certificates(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = (), scale: Any = None
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    fixed_columns: Iterable[str | int] = (),
+    scale: Any = None,
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> NDArray[np.float64]:
     r"""Radius around each row of X inside which ``estimator.predict`` can't change.
 
@@ -48,7 +55,18 @@ def certificates(
         :math:`\sum_c ((x'_c - x_c) / s_c)^2 < r^2`. A Series or dict goes by names or by positions at
         ``fit`` and may leave out fixed columns. "std" takes the standard deviations of the training
         data, where a StandardScaler or the classifier (`feature_std_`) saw them before any step
-        mixed columns. None: 1 for all, a radius in the units of X itself.
+        mixed columns; of several members of a vote, the first that knows. None: 1 for all, a radius in
+        the units of X itself.
+    categorical_edits : int, default=None
+        How many columns of categories may take any other of their known values at the same time: the
+        radius, of the columns of numbers, holds whichever they are. Every alternative is evaluated; of
+        the radii the least is given, and 0 if any has another label. 0: categories stay as they are.
+        None: encoders are refused unless their columns are in `fixed_columns`.
+    categorical_columns : iterable of str or int, default=None
+        Which columns may be edited, by name or by position at ``fit``; those of other encoders stay as
+        they are. If None, all that encoders of a ColumnTransformer read (OneHotEncoder, OrdinalEncoder,
+        TargetEncoder), without those in `fixed_columns`. Known are the values in ``categories_``, and
+        missing ones that a SimpleImputer before the encoder replaces by one of these.
 
     Returns
     -------
@@ -61,7 +79,9 @@ def certificates(
     TypeError
         For an estimator without certificates, or a step without a proven bound.
     ValueError
-        For columns that there are none of, and scales that are missing, not positive or not known.
+        For columns that there are none of or that can't be edited, values in them that are not known,
+        edits that would take more than 10 ** 8 evaluations, and scales that are missing, not positive
+        or not known.
     NotFittedError
         If the estimator is not fitted.
 
@@ -96,11 +116,18 @@ def certificates(
     >>> bool(np.allclose(in_deviations, certificates(pipeline, X, scale=X.std(axis=0))))
     True
     """
-    return _claimed(estimator, X, Changes(fixed_columns, scale))[2].radii
+    changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
+    return _claimed(estimator, X, changes)[2].radii
 
 
 def predict_with_radii(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = (), scale: Any = None
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    fixed_columns: Iterable[str | int] = (),
+    scale: Any = None,
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     r"""Labels as from ``estimator.predict``, and a radius inside which each can't change.
 
@@ -113,7 +140,7 @@ def predict_with_radii(
         As for :func:`certificates`.
     X : array-like, sparse matrix or DataFrame
         What `estimator` takes.
-    fixed_columns, scale
+    fixed_columns, scale, categorical_edits, categorical_columns
         As for :func:`certificates`.
 
     Returns
@@ -142,17 +169,26 @@ def predict_with_radii(
     >>> bool((labels == clf.predict(X)).all())
     True
     """
-    decider, X, claims = _claimed(estimator, X, Changes(fixed_columns, scale))
+    changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
+    decider, X, claims = _claimed(estimator, X, changes)
     return _labels(estimator, decider, X, claims), claims.radii
 
 
 def nearest_rival(
-    estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[str | int] = (), scale: Any = None
+    estimator: Any,
+    X: ArrayLike,
+    *,
+    fixed_columns: Iterable[str | int] = (),
+    scale: Any = None,
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> NDArray[Any]:
     r"""Class of each row that limits its radius: that which the certificate would lose to first.
 
     It is the class whose margin over it, less what is set aside, is the first to be used up as the
-    distance grows. Of a vote it is the class that leads as soon as the bound no longer holds.
+    distance grows. Of a vote it is the class that leads as soon as the bound no longer holds. Under
+    `categorical_edits` it is that of the edited row with the least radius, or its class where that is
+    another.
 
     Parameters
     ----------
@@ -160,7 +196,7 @@ def nearest_rival(
         As for :func:`certificates`.
     X : array-like, sparse matrix or DataFrame
         What `estimator` takes.
-    fixed_columns, scale
+    fixed_columns, scale, categorical_edits, categorical_columns
         As for :func:`certificates`.
 
     Returns
@@ -189,7 +225,8 @@ def nearest_rival(
     >>> nearest_rival(clf, X[:3])
     array([1, 1, 1])
     """
-    decider, X, claims = _claimed(estimator, X, Changes(fixed_columns, scale))
+    changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
+    decider, X, claims = _claimed(estimator, X, changes)
     labels, codes = _labels(estimator, decider, X, claims), decider.classes[claims.codes]
     # Where a tie is broken in another way, the first of it is the rival.
     return np.asarray(np.where(labels == codes, decider.classes[claims.rivals], codes))
@@ -206,9 +243,24 @@ def _labels(estimator: Any, decider: Decider, X: Any, claims: Claims) -> NDArray
 def _claimed(estimator: Any, X: Any, changes: Changes) -> tuple[Decider, NDArray[Any], Claims]:
     """Return how an estimator decides, X, and what is certified of its rows."""
     decider, X = decider_of(estimator), as_numpy(X)
-    start = start_of(decider.chains, X, changes)
-    views = {id(chain): view_of(chain, X, start) for chain in decider.chains}
+    chains, edits = decider.chains, None
+    if changes.categorical_edits is not None:
+        names, n_columns = common_columns(chains, X, told_apart=True)
+        edits = CategoricalEdits(changes, [chain.steps for chain in chains], X, names, n_columns)
+        changes = Changes(edits.held, changes.scale)
+    start = start_of(chains, X, changes)
+    views = {id(chain): view_of(chain, X, start) for chain in chains}
     if changes.scale is None:
-        for chain in decider.chains:
+        for chain in chains:
             warn_of_a_throttle(views[id(chain)].gains, chain.names)
-    return decider, X, decider.claims(lambda chain: views[id(chain)])
+    claims = decider.claims(lambda chain: views[id(chain)])
+    if edits is None:
+        return decider, X, claims
+
+    def evaluate(rows: Any) -> Found:
+        claims = decider.claims(lambda chain: view_of(chain, rows, start))
+        return claims.codes, claims.radii, claims.rivals
+
+    found = (claims.codes, claims.radii, claims.rivals)
+    n_values = max(chain.classifier.n_features_in_ for chain in chains)
+    return decider, X, Claims(*edits.least(evaluate, found, n_values))

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklip.certification.chains import (
     Chain,
     View,
-    common_names,
+    common_columns,
     refuse_images,
     start_of,
     view_of,
@@ -88,7 +88,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     """
     decider, X = decider_of(estimator), as_numpy(X)
     refuse_images(X, "certified_ranges")
-    chains, names = decider.chains, common_names(decider.chains)
+    chains = decider.chains
+    names, _ = common_columns(chains, X, told_apart=True)
     start = start_of(chains, X, Changes(fixed_columns))
     gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
     reaches = gains > 0

@@ -23,6 +23,8 @@ def predict_or_reject(
     reject_label: Any,
     fixed_columns: Iterable[str | int] = (),
     scale: Any = None,
+    categorical_edits: int | None = None,
+    categorical_columns: Iterable[str | int] | None = None,
 ) -> NDArray[Any]:
     r"""Labels that no change of X by `eps` or less can alter; `reject_label` where that is not proven.
 
@@ -43,7 +45,7 @@ def predict_or_reject(
         Stands for "can't say": no class, and of the kind of the classes, so that it can stand beside
         them in one array: a str beside str, an int beside integers, a number beside floating-point
         numbers; whatever beside Python objects.
-    fixed_columns, scale
+    fixed_columns, scale, categorical_edits, categorical_columns
         As for :func:`sklip.certificates`.
 
     Returns
@@ -75,7 +77,14 @@ def predict_or_reject(
             f"{classes.tolist()}; choose another."
         )
     dtype = _common_dtype(classes.dtype, reject_label)
-    labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns, scale=scale)
+    labels, radii = predict_with_radii(
+        estimator,
+        X,
+        fixed_columns=fixed_columns,
+        scale=scale,
+        categorical_edits=categorical_edits,
+        categorical_columns=categorical_columns,
+    )
     answers = labels.astype(dtype)
     answers[radii <= eps] = reject_label
     return answers

@@ -158,6 +158,26 @@ class Gains:
             return 0
         return int(np.bincount(self.sources[self.matrix != 0]).max(initial=0))
 
+    def carried(self, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+        r"""Return vectors that are as long as given changes come at most, but for rounding.
+
+        They are :math:`\Delta` itself where values are known and all maps are linear, and in any case
+        linear in the changes.
+
+        Parameters
+        ----------
+        changes : ndarray of shape (n_changes, n_columns)
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_changes, n_values), or (n_changes, n_columns)
+        """
+        if self.sources is not None:
+            return changes[:, self.sources] * self.matrix
+        if self.linear:
+            return np.asarray(changes @ self.matrix.T)
+        return changes * self.bound
+
     # -- one map after another ---------------------------------------------------------------
 
     def times(self, constant: float) -> Gains:

@@ -15,21 +15,33 @@ class Changes:
 
     Parameters
     ----------
-    fixed_columns : iterable of str or int, default=()
-    scale : array-like, Series, dict or "std", default=None
-        All as for :func:`sklip.certificates`.
+    fixed_columns, scale, categorical_edits, categorical_columns
+        As for :func:`sklip.certificates`.
+
+    Raises
+    ------
+    ValueError
+        For columns that may be edited, if it is not said how many at once.
     """
 
     fixed_columns: Iterable[str | int] = ()
     scale: Any = None
+    categorical_edits: int | None = None
+    categorical_columns: Iterable[str | int] | None = None
 
     def __post_init__(self) -> None:
-        # Iterators are read more than once; what is no iterable is refused where it is read.
-        columns = self.fixed_columns
-        if isinstance(columns, Iterable) and not isinstance(columns, str | bytes):
-            object.__setattr__(self, "fixed_columns", tuple(columns))
+        for name in ("fixed_columns", "categorical_columns"):
+            columns = getattr(self, name)
+            # Iterators are read more than once; what is no iterable is refused where it is read.
+            if isinstance(columns, Iterable) and not isinstance(columns, str | bytes):
+                object.__setattr__(self, name, tuple(columns))
+        if self.categorical_columns is not None and self.categorical_edits is None:
+            raise ValueError(
+                "categorical_columns needs categorical_edits, how many may change at once."
+            )
 
     @property
     def tell_columns_apart(self) -> bool:
         """Whether columns are not all alike."""
-        return self.scale is not None or self.fixed_columns != ()
+        chosen = self.scale is not None or self.categorical_edits is not None
+        return chosen or self.fixed_columns != ()

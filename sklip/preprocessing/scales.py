@@ -20,7 +20,7 @@ from sklearn.pipeline import FeatureUnion
 from sklearn.preprocessing import StandardScaler
 
 from sklip.certified.gains import Gains
-from sklip.preprocessing.steps import described_step, flat_steps, part_branches
+from sklip.preprocessing.steps import branches, described_step, flat_steps
 
 __all__ = ["column_names", "given_scale", "standard_deviations"]
 
@@ -194,7 +194,7 @@ def _at_scalers(step: Any, gains: Gains) -> Iterator[tuple[Gains, NDArray[np.flo
         yield gains, np.where(step.scale_ == roots, roots, 0.0)
     if type(step) not in (ColumnTransformer, FeatureUnion) or gains.moves is None:
         return
-    for _, branch, reads, _ in part_branches(step, len(gains.moves)):
+    for _, branch, reads, _ in branches(step, len(gains.moves)):
         inside = gains.of_values(reads)
         if inside.bound > 0:
             yield from _known_values(list(flat_steps(branch)), None, inside)
