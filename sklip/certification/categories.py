@@ -65,8 +65,8 @@ def categorical_edit_lengths(estimator: Any) -> dict[str | int, float]:
 
 
 def _steps_before_classifier(estimator: Any) -> Sequence[Any]:
-    steps: Sequence[Any] = list(flat_steps(estimator))
-    if steps and not hasattr(steps[-1], "transform"):
+    steps: Sequence[Any]
+    if hasattr(estimator, "predict"):
         chains = decider_of(estimator).chains
         if len(chains) > 1:
             raise TypeError(
@@ -74,6 +74,8 @@ def _steps_before_classifier(estimator: Any) -> Sequence[Any]:
                 "pass one of its members."
             )
         steps = chains[0].steps
+    else:
+        steps = list(flat_steps(estimator))
     for step in steps:
         check_is_fitted(step)
     return steps

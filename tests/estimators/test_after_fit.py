@@ -130,8 +130,8 @@ def test_nothing_proven_lies_beside_the_certified_network(few_digits):
     clf = quick().fit(*few_digits)
     fitted = {name for name in vars(clf) if name.endswith("_") and not name.startswith("_")}
     assert fitted == {
-        *("certified_network_", "classes_", "device_", "dtype_", "history_", "input_shape_"),
-        *("lipschitz_bound_", "n_features_in_", "n_iter_", "net_", "solver_", "tau_"),
+        *("certified_network_", "classes_", "device_", "dtype_", "feature_std_", "history_"),
+        *("input_shape_", "lipschitz_bound_", "n_features_in_", "n_iter_", "net_", "solver_", "tau_"),
     }
     assert "rounding_slopes_" not in clf._repr_html_()
 

@@ -10,8 +10,8 @@ from scipy import sparse as scipy_sparse
 from scipy import stats
 from sklearn.compose import ColumnTransformer, make_column_transformer
 from sklearn.datasets import load_digits
-from sklearn.decomposition import TruncatedSVD
-from sklearn.pipeline import make_pipeline
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
     KBinsDiscretizer,
     OneHotEncoder,
@@ -21,9 +21,10 @@ from sklearn.preprocessing import (
 )
 
 from sklip import LipschitzClassifier, certificates, predict_with_radii
-from sklip.certified import Arithmetic
+from sklip.certified import Arithmetic, Gains
 from sklip.preprocessing import transformer_bound
 from sklip.preprocessing.rules import described_transformer
+from sklip.preprocessing.steps import described_steps, flat_steps
 
 # Tables have columns that count far more than others.
 pytestmark = pytest.mark.filterwarnings("ignore:The steps enlarge a change of column")
@@ -325,3 +326,53 @@ def test_what_jumps_or_is_too_steep_may_read_columns_that_are_held_fixed(bent):
         step = rng.normal(size=X.shape) * [1e-3, 0, 1]
         step *= ((1 - 1e-9) * radii / np.linalg.norm(step, axis=1))[:, None]
         assert (pipeline.predict(X + step) == labels).all()
+
+
+BENT = {
+    "before a projection": lambda: make_pipeline(QuantileTransformer(n_quantiles=8), PCA(2)),
+    "between projections": lambda: make_pipeline(PCA(3), QuantileTransformer(n_quantiles=8), PCA(2)),
+    "beside a scaler": lambda: make_pipeline(
+        make_union(QuantileTransformer(n_quantiles=8), StandardScaler()), PCA(4)
+    ),
+    "of other columns than a scaler": lambda: make_pipeline(
+        make_column_transformer(
+            (QuantileTransformer(n_quantiles=8), [0, 2]), (StandardScaler(), [1, 3])
+        ),
+        PCA(3),
+    ),
+    "twice in different ways": lambda: make_pipeline(
+        make_union(QuantileTransformer(n_quantiles=8), QuantileTransformer(n_quantiles=4)), PCA(3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_no_change_comes_further_through_bent_columns_and_matrices_than_gains_say(name):
+    rng = np.random.default_rng(0)
+    spread = np.array([0.1, 1.0, 5.0, 1.0])
+    X = (rng.normal(size=(200, 4)) @ rng.normal(size=(4, 4))) * spread
+    transformer = BENT[name]().fit(X)
+    _, gains = described_steps(list(flat_steps(transformer)), Gains.at_start(4))
+    x = X[rng.integers(0, 200, 20000)]
+    steps = rng.normal(size=x.shape) * spread * 10.0 ** rng.uniform(-3, 1, (len(x), 1))
+    base, shares = transformer.transform(x), []
+    for moves in ([True] * 4, *np.eye(4, dtype=bool)):
+        moved = np.linalg.norm(transformer.transform(x + steps * moves) - base, axis=1)
+        bound = gains.bound if all(moves) else gains.of_columns[np.argmax(moves)]
+        shares.append((moved / (bound * np.linalg.norm(steps * moves, axis=1))).max())
+    assert max(shares) <= 1 + 1e-9
+    # Of some column nothing is given away where each is bent once.
+    assert max(shares) > (0.9 if name in ("before a projection", *list(BENT)[3:4]) else 0.1)
+
+
+def test_a_power_of_1_is_a_linear_map_between_matrices():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(50, 3)) * [1, 10, 100]
+    steps = [StandardScaler().fit(X)]
+    steps.append(PowerTransformer().fit(steps[0].transform(X)))
+    steps[1].lambdas_ = np.ones(3)
+    steps.append(PCA(2).fit(steps[1].transform(steps[0].transform(X))))
+    _, gains = described_steps(steps, Gains.at_start(3))
+    scales = steps[0].scale_ * steps[1]._scaler.scale_
+    np.testing.assert_allclose(gains.bound, np.linalg.norm(steps[2].components_ / scales, 2), rtol=1e-9)
+    assert gains.linear
