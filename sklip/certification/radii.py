@@ -77,7 +77,8 @@ def certificates(
     Raises
     ------
     TypeError
-        For an estimator without certificates, or a step without a proven bound.
+        For an estimator without certificates, a step without a proven bound, and members of a vote
+        that were fitted on other columns, where columns are told apart.
     ValueError
         For columns that there are none of or that can't be edited, values in them that are not known,
         edits that would take more than 10 ** 8 evaluations, and scales that are missing, not positive

@@ -33,8 +33,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
 
     For every x' that differs from the row x in column c only, with :math:`|x'_c - x_c|` below the
     range, ``estimator.predict`` gives the class that it gives for x. Ranges are in the columns' own
-    units. Up to rounding they are at least the joint radius of :func:`certificates`, and most often far
-    larger: that speaks of all columns at once. Nothing is claimed of two columns that move together.
+    units, and up to rounding at least the joint radius of :func:`certificates`, which is as small as
+    the column that counts most needs it. Nothing is claimed of two columns that move together.
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     Raises
     ------
     TypeError
-        For an estimator without certificates, or a step without a proven bound.
+        For an estimator without certificates, a step without a proven bound, and members of a vote
+        that were fitted on other columns.
     ValueError
         For fixed columns that there are none of, and for images.
 
@@ -68,6 +69,13 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     Each difference of logits moves by at most :math:`K_{yj,c}` for each unit of column c, from the
     column c of all linear maps up to the first layer that is not linear, multiplied in one matrix, and
     the constants behind. For a linear classifier the ranges are the exact distances.
+
+    An orthogonal first layer that is as wide as its input or wider weighs all columns alike: behind a
+    StandardScaler, their ranges are then the same number of standard deviations. A narrower one, and a
+    projection, tells columns apart.
+
+    Of a vote and behind a threshold, ranges are found as radii are, from these constants of each
+    network.
 
     The column that limits the joint radius of a row in units of `scale` most is the one of the smallest
     range in these units: ``(ranges / scale).idxmin(axis=1)`` for DataFrames.
