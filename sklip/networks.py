@@ -13,6 +13,7 @@ from torch import nn
 
 from sklip.layers import (
     Center,
+    ColumnWeightedLinear,
     GroupSort2,
     OrthogonalConv2d,
     ScaledL2NormPool2d,
@@ -21,14 +22,20 @@ from sklip.layers import (
     SpectralLinear,
 )
 
-__all__ = ["NetworkPlan", "lipschitz_cnn", "lipschitz_mlp", "tutorial_cnn"]
+__all__ = ["SMALL_TABLE_ROWS", "NetworkPlan", "lipschitz_cnn", "lipschitz_mlp", "tutorial_cnn"]
 
-_TABLE_SIZES = (512, 128)
+# Up to this many rows a table is one batch, and narrow layers are as good as wide ones.
+SMALL_TABLE_ROWS = 1024
+_SMALL_TABLE_SIZES = (64, 64)
+_TABLE_SIZES = (256, 64)
 _IMAGE_SIZES = (256, 256)
 
 
 def lipschitz_mlp(
-    input_shape: tuple[int, ...], n_outputs: int, hidden_layer_sizes: Sequence[int] | str = "auto"
+    input_shape: tuple[int, ...],
+    n_outputs: int,
+    hidden_layer_sizes: Sequence[int] | str = "auto",
+    column_weights: bool = False,
 ) -> nn.Module:
     """1-Lipschitz network of dense layers and GroupSort2.
 
@@ -39,8 +46,9 @@ def lipschitz_mlp(
     n_outputs : int
         Number of logits: the number of classes, or 1 for a binary problem.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
-        Width of each hidden layer, even; "auto" is (512, 128). An orthogonal layer can't weaken a
-        feature that is noise; one much wider than the features leaves it to the next layer to choose.
+        Width of each hidden layer, even; "auto" is (256, 64).
+    column_weights : bool, default=False
+        Whether the first layer has a weight in [0, 1] for each column of a table.
 
     Returns
     -------
@@ -58,7 +66,8 @@ def lipschitz_mlp(
     else:
         n_features, first = math.prod(input_shape), [nn.Flatten()]
     sizes = _TABLE_SIZES if isinstance(hidden_layer_sizes, str) else hidden_layer_sizes
-    return Sequential(*first, *_dense(n_features, sizes, n_outputs))
+    kind = ColumnWeightedLinear if column_weights else SpectralLinear
+    return Sequential(*first, *_dense(n_features, sizes, n_outputs, kind))
 
 
 def lipschitz_cnn(
@@ -150,18 +159,31 @@ def tutorial_cnn(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
     )
 
 
-def _dense(n_features: int, hidden_layer_sizes: Sequence[int], n_outputs: int) -> list[nn.Module]:
-    """Hidden dense layers with GroupSort2, and the head."""
+def _dense(
+    n_features: int,
+    hidden_layer_sizes: Sequence[int],
+    n_outputs: int,
+    first: type[SpectralLinear] = SpectralLinear,
+) -> list[nn.Module]:
+    """Hidden dense layers with GroupSort2, and the head; the first may be of another type."""
     layers: list[nn.Module] = []
-    widths = [n_features, *hidden_layer_sizes]
-    for before, after in pairwise(widths):
-        layers += [SpectralLinear(before, after), GroupSort2()]
-    return [*layers, SpectralLinear(widths[-1], n_outputs)]
+    widths = [n_features, *hidden_layer_sizes, n_outputs]
+    for position, (before, after) in enumerate(pairwise(widths)):
+        layers += [(first if position == 0 else SpectralLinear)(before, after), GroupSort2()]
+    return layers[:-1]
 
 
 def _stride(index: int, height: int, width: int) -> int:
     """Step of a convolution: 2 while there is a map to halve, but the second keeps its size."""
     return 2 if index != 1 and min(height, width) >= 4 else 1
+
+
+def _auto_sizes(architecture: Any, n_samples: int | None) -> tuple[int, ...]:
+    """Widths of dense layers, behind convolutions or for a table of some rows."""
+    if architecture == "cnn":
+        return _IMAGE_SIZES
+    small = n_samples is not None and n_samples <= SMALL_TABLE_ROWS
+    return _SMALL_TABLE_SIZES if small else _TABLE_SIZES
 
 
 def _auto_channels(height: int, width: int) -> tuple[int, ...]:
@@ -184,6 +206,7 @@ class NetworkPlan:
     dtype: str
     conv_channels: tuple[int, ...]
     hidden_layer_sizes: tuple[int, ...]
+    column_weights: bool = False
 
     @classmethod
     def resolve(
@@ -193,10 +216,14 @@ class NetworkPlan:
         n_outputs: int,
         dtype: str,
         *,
+        n_samples: int | None,
         conv_channels: Any,
         hidden_layer_sizes: Any,
     ) -> Self:
-        """Replace every "auto" by what it stands for, and check the rest."""
+        """Replace every "auto" by what it stands for, and check the rest.
+
+        `n_samples` is the number of rows to train on, None where it isn't known.
+        """
         if callable(architecture):
             return cls(architecture, input_shape, n_outputs, dtype, (), ())
         if architecture == "auto":
@@ -208,7 +235,7 @@ class NetworkPlan:
             )
         # Spelt out: a stored model must be built the same when a default has changed.
         if isinstance(hidden_layer_sizes, str):
-            hidden_layer_sizes = _IMAGE_SIZES if architecture == "cnn" else _TABLE_SIZES
+            hidden_layer_sizes = _auto_sizes(architecture, n_samples)
         if architecture == "cnn" and isinstance(conv_channels, str):
             conv_channels = _auto_channels(*input_shape[1:])
         return cls(
@@ -241,7 +268,9 @@ class NetworkPlan:
             return lipschitz_cnn(
                 self.input_shape, self.n_outputs, self.conv_channels, self.hidden_layer_sizes
             )
-        return lipschitz_mlp(self.input_shape, self.n_outputs, self.hidden_layer_sizes)
+        return lipschitz_mlp(
+            self.input_shape, self.n_outputs, self.hidden_layer_sizes, self.column_weights
+        )
 
 
 def _widths(name: str, value: Any) -> tuple[int, ...]:

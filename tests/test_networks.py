@@ -176,7 +176,7 @@ def test_layers_of_the_mlp():
     assert layer_types(lipschitz_mlp((7,), 3)) == [Center, *dense]
     assert layer_types(lipschitz_mlp((1, 2, 2), 3)) == [nn.Flatten, *dense]
     sizes = [layer.out_features for layer in lipschitz_mlp((7,), 3) if type(layer) is SpectralLinear]
-    assert sizes == [512, 128, 3]
+    assert sizes == [256, 64, 3]
     assert layer_types(lipschitz_mlp((7,), 3, ())) == [Center, SpectralLinear]
 
 
@@ -225,12 +225,14 @@ def plan(
     dtype="float32",
     conv_channels=(4, 8),
     hidden_layer_sizes="auto",
+    n_samples=None,
 ):
     return NetworkPlan.resolve(
         architecture,
         input_shape,
         3,
         dtype,
+        n_samples=n_samples,
         conv_channels=conv_channels,
         hidden_layer_sizes=hidden_layer_sizes,
     )
@@ -240,8 +242,11 @@ def plan(
     ("arguments", "architecture", "channels", "sizes"),
     [
         ({}, "cnn", (4, 8), (256, 256)),
-        ({"input_shape": (5,)}, "mlp", (), (512, 128)),
-        ({"architecture": "mlp"}, "mlp", (), (512, 128)),
+        ({"input_shape": (5,)}, "mlp", (), (256, 64)),
+        ({"architecture": "mlp"}, "mlp", (), (256, 64)),
+        ({"architecture": "mlp", "n_samples": 1024}, "mlp", (), (64, 64)),
+        ({"architecture": "mlp", "n_samples": 1025}, "mlp", (), (256, 64)),
+        ({"n_samples": 100}, "cnn", (4, 8), (256, 256)),
         ({"hidden_layer_sizes": [8, np.int64(6)]}, "cnn", (4, 8), (8, 6)),
         ({"conv_channels": "auto"}, "cnn", (32, 32, 64), (256, 256)),
         ({"conv_channels": [], "hidden_layer_sizes": ()}, "cnn", (), ()),

@@ -26,8 +26,11 @@ def quick(**parameters):
 
 
 def square(**parameters):
-    """A first layer that is orthogonal and square: folding the scaler into it gains nothing."""
-    return quick(hidden_layer_sizes=(64,), **parameters)
+    """A first layer that is orthogonal and square: folding the scaler into it gains nothing.
+
+    Several batches, for which columns have no weights.
+    """
+    return quick(hidden_layer_sizes=(64,), batch_size=100, **parameters)
 
 
 KINDS = {

@@ -3,8 +3,10 @@ r"""What estimators on certified networks share: reading, fitting, predicting, s
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,13 +21,9 @@ from torch import nn
 from sklip import networks
 from sklip.certified import CertifiedNetwork
 from sklip.certified.integrity import refuse_altered
-from sklip.estimators.parameters import (
-    resolve_augmentation,
-    resolve_dtype,
-    resolve_learning_rate,
-    resolve_max_epochs,
-    resolve_solver,
-)
+from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_pay
+from sklip.estimators.pace import Pace
+from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
 from sklip.inputs import (
     as_rows,
     check_castable,
@@ -36,6 +34,7 @@ from sklip.inputs import (
 from sklip.layers import Center, polish_, to_torch
 from sklip.rows import as_numpy
 from sklip.training.callbacks import StopEarly, check_callbacks
+from sklip.training.columns import weighted_columns
 from sklip.training.data import Moments, Samples, TrainingData
 from sklip.training.devices import available_device, resolve_device
 from sklip.training.net import LipschitzNet
@@ -61,6 +60,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
 
     certified_network_: CertifiedNetwork
     device_: str
+    column_weights_: NDArray[np.float64]
     feature_std_: NDArray[np.float64]
     history_: list[dict[str, Any]]
     net_: LipschitzNet
@@ -113,27 +113,29 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
         device = self.device_ if goes_on else resolve_device(self.device)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        draws, plan = seeded(seed), self._plan(data)
+        draws, samples = seeded(seed), data.samples(device)
+        # Images have no columns.
+        moments = data.moments() if len(data.input_shape) == 1 else None
+        train, validation = (samples, None) if one_pass else self._split(samples, seed)
+        n_samples = None if one_pass else len(samples)
+        pace = self._pace(None if one_pass else len(train), data.input_shape)
         if goes_on:
-            self._refuse_other_plan(plan)
+            plan = self._plan_going_on(data)
             module = self.net_.module_
         else:
+            plan = self._plan(data, n_samples, self.hidden_layer_sizes)
+            if self._may_weigh_columns(plan, pace, len(train)):
+                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed)
             module = self._build(plan, data, draws)
-        samples = data.samples(device)
-        train, validation = (samples, None) if one_pass else self._split(samples, seed)
-        solver = resolve_solver(self.solver, len(train), self.batch_size)
         settings = self._net_settings()
         if goes_on and one_pass and settings == self._settings_:
             net = self.net_
         else:
-            net = self._make_net(module, data.classes, data.input_shape, device, solver, seed, draws)
+            net = self._make_net(module, data.classes, moments, device, pace, seed, draws)
         if one_pass:
-            net.schedule = "constant"
+            net.schedule, net.batch_size, net.lr = "constant", pace.batch_size, pace.learning_rate
         n_epochs_before = len(net.history)
-        epochs = 1
-        if not one_pass:
-            epochs = resolve_max_epochs(self.max_epochs, len(train), self.batch_size, solver)
-        net.train(train, validation, epochs)
+        net.train(train, validation, 1 if one_pass else pace.max_epochs)
         certified = _certified(net.module_, data)
         self.net_, self.certified_network_ = net, certified
         self.lipschitz_bound_ = certified.lipschitz_bound
@@ -145,17 +147,59 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         self.device_, self.solver_ = device, net.solver
         self.input_shape_, self.dtype_ = data.input_shape, data.dtype
         self._plan_, self._settings_ = plan, settings
-        self._keep_moments(data, goes_on=goes_on)
+        if moments is not None:
+            self._moments_ = self._moments_ + moments if goes_on else moments
+            self.feature_std_ = self._moments_.deviations
+            self.column_weights_ = _column_weights(net, len(self.feature_std_))
         self._keep(data)
         return self
 
-    def _keep_moments(self, data: TrainingData, *, goes_on: bool) -> None:
-        """Store the spread of the columns of a table, which are units that certificates can be in."""
-        if len(data.input_shape) == 1:
-            moments = data.moments()
-            self._moments_ = self._moments_ + moments if goes_on else moments
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.feature_std_ = self._moments_.deviations
+    def _pace(self, n_samples: int | None, input_shape: tuple[int, ...]) -> Pace:
+        return Pace.resolve(
+            n_samples,
+            solver=self.solver,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            learning_rate=self.learning_rate,
+            is_table=len(input_shape) == 1,
+        )
+
+    def _may_weigh_columns(self, plan: networks.NetworkPlan, pace: Pace, n_samples: int) -> bool:
+        """Whether it is asked if columns are to have weights: of small tables, by a cross-entropy."""
+        return (
+            plan.architecture == "mlp"
+            and len(plan.input_shape) == 1
+            and len(plan.hidden_layer_sizes) > 0
+            and plan.input_shape[0] >= FEWEST_COLUMNS
+            and FEWEST_ROWS <= n_samples <= min(pace.batch_size, networks.SMALL_TABLE_ROWS)
+            and self.loss in ("tau_cross_entropy", "logit_annealing")
+        )
+
+    def _chosen_plan(
+        self,
+        plan: networks.NetworkPlan,
+        data: TrainingData,
+        samples: Samples,
+        moments: Moments | None,
+        device: str,
+        pace: Pace,
+        seed: int,
+    ) -> networks.NetworkPlan:
+        """Return the plan with or without weights of columns, whichever is better on held-out rows."""
+        assert moments is not None, "of tables"
+        pace = pace.hurried()
+
+        def train(column_weights: bool, some: Samples) -> nn.Module:
+            draws = seeded(seed)
+            module = self._build(replace(plan, column_weights=column_weights), data, draws)
+            net = self._make_net(
+                module, data.classes, moments, device, pace, seed, draws, watched=False
+            )
+            net.train(some, None, pace.max_epochs)
+            return module
+
+        pays = weights_pay(train, samples, self.tau, moments.weight, seed)
+        return replace(plan, column_weights=pays)
 
     def _read(
         self,
@@ -191,23 +235,32 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         rows = check_castable(rows, dtype)
         return TrainingData(rows, targets, weight, labels, input_shape, dtype)
 
-    def _plan(self, data: TrainingData) -> networks.NetworkPlan:
+    def _plan(
+        self, data: TrainingData, n_samples: int | None, hidden_layer_sizes: Any
+    ) -> networks.NetworkPlan:
         return networks.NetworkPlan.resolve(
             self.architecture,
             check_input_shape(self.input_shape) or data.input_shape,
             self._n_outputs(data.classes),
             data.dtype,
+            n_samples=n_samples,
             conv_channels=self.conv_channels,
-            hidden_layer_sizes=self.hidden_layer_sizes,
+            hidden_layer_sizes=hidden_layer_sizes,
         )
 
-    def _refuse_other_plan(self, plan: networks.NetworkPlan) -> None:
-        changed = plan.differences(self._plan_)
+    def _plan_going_on(self, data: TrainingData) -> networks.NetworkPlan:
+        """Return the plan of the fit before, unless a parameter now says otherwise."""
+        before, sizes = self._plan_, self.hidden_layer_sizes
+        # "auto" is by the number of rows, which may be another now.
+        kept = before.hidden_layer_sizes if isinstance(sizes, str) else sizes
+        plan = replace(self._plan(data, None, kept), column_weights=before.column_weights)
+        changed = plan.differences(before)
         if changed:
             raise ValueError(
                 f"{', '.join(changed)} can't change while training goes on with the same network; set "
                 "the values of the first fit, or fit anew with warm_start=False."
             )
+        return plan
 
     def _build(self, plan: networks.NetworkPlan, data: TrainingData, draws: seeded) -> nn.Module:
         dtype = getattr(torch, data.dtype)
@@ -246,33 +299,44 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         self,
         module: nn.Module,
         classes: NDArray[Any] | None,
-        input_shape: tuple[int, ...],
+        moments: Moments | None,
         device: str,
-        solver: str,
+        pace: Pace,
         seed: int,
-        draws: seeded | None = None,
+        draws: seeded,
+        *,
+        watched: bool = True,
     ) -> LipschitzNet:
-        callbacks = check_callbacks(copy.deepcopy(self.callbacks))
-        if self.early_stopping:
-            callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
+        """Return a net that is ready to train.
+
+        `moments` are those of a table, None for images; a net that is not `watched` reports nothing and
+        has no callbacks.
+        """
         net = LipschitzNet(
             module,
             self._criterion(classes),
             schedule=self.learning_rate_schedule,
-            augmentation=resolve_augmentation(self.augmentation, len(input_shape) == 3),
+            augmentation=resolve_augmentation(self.augmentation, moments is None),
             shuffle_seed=seed,
             draws=draws,
-            report=bool(self.verbose),
-            solver=solver,
-            lr=resolve_learning_rate(self.learning_rate, solver),
-            batch_size=self.batch_size,
+            report=watched and bool(self.verbose),
+            solver=pace.solver,
+            lr=pace.learning_rate,
+            batch_size=pace.batch_size,
+            column_scales=_column_scales(moments, device),
             train_split=None,
-            callbacks=callbacks,
+            callbacks=self._callbacks() if watched else [],
             device=device,
-            verbose=int(self.verbose),
+            verbose=int(self.verbose) if watched else 0,
         )
         net.initialize()
         return net
+
+    def _callbacks(self) -> list[Any]:
+        callbacks = check_callbacks(copy.deepcopy(self.callbacks))
+        if self.early_stopping:
+            callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
+        return callbacks
 
     def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
         if not self.early_stopping:
@@ -349,12 +413,27 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             module = self._plan_.build()
         values = {name: torch.from_numpy(np.array(array)) for name, array in state["net_"].items()}
         module.load_state_dict(values, assign=True)
-        classes = getattr(self, "classes_", None)
-        self.net_ = self._make_net(
-            module, classes, self.input_shape_, self.device_, self.solver_, seed=0
-        )
+        classes, moments = getattr(self, "classes_", None), getattr(self, "_moments_", None)
+        pace = replace(self._pace(None, self.input_shape_), solver=self.solver_)
+        self.net_ = self._make_net(module, classes, moments, self.device_, pace, 0, seeded(0))
         self.net_.restore_history(self.history_)
         self._settings_ = self._net_settings()
+
+
+def _column_scales(moments: Moments | None, device: str) -> torch.Tensor | None:
+    """Return what a net weakens columns by: see sklip.training.columns."""
+    if moments is None:
+        return None
+    return torch.from_numpy(moments.deviations / math.sqrt(moments.weight)).to(device)
+
+
+def _column_weights(net: LipschitzNet, n_columns: int) -> NDArray[np.float64]:
+    """Return the weights of the columns: of its first layer, if that has any."""
+    found = weighted_columns(net.module_, net.column_scales)
+    if not found:
+        return np.ones(n_columns)
+    weights: NDArray[np.float64] = found[0].detach().cpu().double().numpy()
+    return weights
 
 
 def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:

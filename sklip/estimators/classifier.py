@@ -69,28 +69,31 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Channels of each convolution of the "cnn" architecture, even; "auto" is (32, 32, 64) for
         images of up to 32 pixels, and one more of 64 for each further halving.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
-        Widths of the dense hidden layers, even; "auto" is (512, 128) for tables and (256, 256) behind
-        convolutions.
+        Widths of the dense hidden layers, even; "auto" is (64, 64) for tables of up to 1024 rows and
+        (256, 64) for larger ones, and (256, 256) behind convolutions.
     max_epochs : int or "auto", default="auto"
         Passes over the training data; "auto" is 10, or more where 10 make less than 400
-        steps (1000 with "adam").
-    batch_size : int, default=256
-        Rows in a training step. Data with no more rows than that are one batch.
-    solver : {"auto", "muon", "adam"}, default="auto"
+        steps (60 if all rows are one batch; 1000 with "adam").
+    batch_size : int or "auto", default="auto"
+        Rows in a training step; "auto" is all rows of a table of up to 1024, else 256. Data with no
+        more rows than that are one batch.
+    solver : {"muon", "adam"}, default="muon"
         Optimiser: Muon for the orthogonal layers (:class:`sklip.training.StiefelMuon`), which needs
-        far fewer epochs, or Adam. "auto" is "adam" for data of a single batch, else "muon".
+        far fewer epochs, or Adam.
     learning_rate : float or "auto", default="auto"
         Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
         radians, by which an orthogonal layer turns for each step, whatever its width; it turns once in
-        four steps. "auto" is 0.03 there and 2e-3 for "adam".
+        four steps, or in an epoch of fewer. "auto" is 0.03 there, 0.06 if all rows are one batch, and
+        2e-3 for "adam".
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
     augmentation : callable or list of callables, default=None
         Random changes of the training images, ``(images, generator) -> images``, such as
         :class:`sklip.training.RandomShift`; applied to each batch on the device, in order.
     early_stopping : bool, default=False
-        Whether to hold out `validation_fraction` of the rows, to stop when the loss on them has not
-        improved for `n_iter_no_change` epochs, and to keep the best epoch's weights.
+        Whether to hold out `validation_fraction` of the rows, to stop when their mean radius (by the
+        normalized margin, see `history_`) has not improved for `n_iter_no_change` epochs, and to keep
+        the best epoch's weights.
     validation_fraction : float, default=0.1
         Share of the rows held out, stratified by class.
     n_iter_no_change : int, default=10
@@ -135,6 +138,11 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Shape in which the network sees a row.
     net_ : skorch.NeuralNet
         The trained skorch net, with its optimiser, callbacks and history.
+    column_weights_ : ndarray of shape (n_features_in_,)
+        For tables: weight between 0 and 1 by which the network multiplies each column. All 1, unless
+        the table has 9 columns or more and 60 to 1024 rows, and weights that were trained made the
+        cross-entropy of rows held out smaller: columns that are noise get 0 then
+        (:mod:`sklip.training.columns`).
     feature_std_ : ndarray of shape (n_features_in_,)
         For tables: standard deviation of each column over the rows of ``fit``, as weighted by sample
         and class weights, and of all calls that went on from there (rows seen twice count twice).
@@ -196,8 +204,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         conv_channels: Any = "auto",
         hidden_layer_sizes: Any = "auto",
         max_epochs: int | str = "auto",
-        batch_size: int = 256,
-        solver: str = "auto",
+        batch_size: int | str = "auto",
+        solver: str = "muon",
         learning_rate: float | str = "auto",
         learning_rate_schedule: str = "one_cycle",
         augmentation: Any = None,

@@ -22,9 +22,6 @@ __all__ = [
     "make_loss",
     "resolve_augmentation",
     "resolve_dtype",
-    "resolve_learning_rate",
-    "resolve_max_epochs",
-    "resolve_solver",
 ]
 
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
@@ -40,8 +37,8 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "conv_channels": ["array-like", StrOptions({"auto"})],
     "hidden_layer_sizes": ["array-like", StrOptions({"auto"})],
     "max_epochs": [_AT_LEAST_ONE, StrOptions({"auto"})],
-    "batch_size": [_AT_LEAST_ONE],
-    "solver": [StrOptions({"auto", "muon", "adam"})],
+    "batch_size": [_AT_LEAST_ONE, StrOptions({"auto"})],
+    "solver": [StrOptions({"muon", "adam"})],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
     "augmentation": [callable, list, tuple, None],
@@ -57,9 +54,6 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "random_state": ["random_state"],
 }
 
-# Optimiser steps that train a small data set well: the digits (8 steps an epoch) take 50 epochs.
-_ENOUGH_STEPS = {"muon": 400, "adam": 1000}
-_FEWEST_EPOCHS = 10
 # Up to this many values, float64 costs little and gives up less of a radius to rounding.
 _SMALL_TABLE = 2**20
 
@@ -107,31 +101,6 @@ def resolve_augmentation(augmentation: Any, is_image: bool) -> list[Callable[...
             "flat rows with input_shape=(channels, height, width)."
         )
     return changes
-
-
-def resolve_solver(solver: str, n_samples: int, batch_size: int) -> str:
-    """Adam for data of a single batch, orthogonalised momentum for all other.
-
-    Without sampling noise training gets to where gradients vanish. Orthogonalised steps keep their
-    length there, and rounding would decide which model they end at.
-    """
-    if solver != "auto":
-        return solver
-    return "adam" if n_samples <= batch_size else "muon"
-
-
-def resolve_max_epochs(max_epochs: int | str, n_samples: int, batch_size: int, solver: str) -> int:
-    """At least 10 epochs, and steps enough for the solver."""
-    if isinstance(max_epochs, str):
-        return max(_FEWEST_EPOCHS, -(-_ENOUGH_STEPS[solver] // -(-n_samples // batch_size)))
-    return int(max_epochs)
-
-
-def resolve_learning_rate(learning_rate: float | str, solver: str) -> float:
-    """Muon's is an angle and suits every width; Adam's is the change of an entry."""
-    if isinstance(learning_rate, str):
-        return 0.03 if solver == "muon" else 2e-3
-    return float(learning_rate)
 
 
 def resolve_dtype(dtype: str, is_image: bool, n_values: int) -> str:

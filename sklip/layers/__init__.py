@@ -2,7 +2,7 @@
 
 from sklip.layers.activation import FullSort, GroupSort, GroupSort2
 from sklip.layers.convolution import OrthogonalConv2d, SpectralConv2d
-from sklip.layers.linear import SpectralLinear
+from sklip.layers.linear import ColumnWeightedLinear, SpectralLinear
 from sklip.layers.orthogonal import (
     OrthogonalLayer,
     keep_orthogonal,
@@ -16,6 +16,7 @@ from sklip.layers.sequential import Center, Scale, Sequential, to_torch
 
 __all__ = [
     "Center",
+    "ColumnWeightedLinear",
     "FullSort",
     "GroupSort",
     "GroupSort2",

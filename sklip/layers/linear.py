@@ -11,7 +11,7 @@ from sklip.layers.checks import check_positive, check_positive_int
 from sklip.layers.matmul import linear
 from sklip.layers.orthogonal import OrthogonalLayer, orthogonal_init_
 
-__all__ = ["SpectralLinear"]
+__all__ = ["ColumnWeightedLinear", "SpectralLinear"]
 
 
 class SpectralLinear(OrthogonalLayer):
@@ -86,3 +86,47 @@ class SpectralLinear(OrthogonalLayer):
     def extra_repr(self) -> str:
         """Show the constructor's arguments."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, k={self.k}"
+
+
+class ColumnWeightedLinear(SpectralLinear):
+    r"""Linear map :math:`x \mapsto W D x + b` with W orthogonal and D a diagonal of weights in [0, 1].
+
+    .. math:: \|W D\|_2 \le k \max_c d_c \le k ,
+
+    so a column that is noise can be weakened, which an orthogonal matrix alone can't do unless it is
+    wide and the next one narrow. The weights are 1 at the start.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last axis of the input and of the output.
+    bias : bool, default=True
+        Whether to add a learned vector b, zero at the start.
+    k : float, default=1.0
+        Bound on the Lipschitz constant in L2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklip.layers import ColumnWeightedLinear
+    >>> layer = ColumnWeightedLinear(3, 3, bias=False)
+    >>> with torch.no_grad():
+    ...     _ = layer.column_weights.copy_(torch.tensor([1.0, 0.5, 0.0]))
+    >>> torch.linalg.svdvals(layer.weight).detach().round(decimals=4)
+    tensor([1.0000, 0.5000, 0.0000])
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, k: float = 1.0
+    ) -> None:
+        super().__init__(in_features, out_features, bias, k=k)
+        self.column_weights = nn.Parameter(torch.ones(in_features))
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix W D in use, of shape (out_features, in_features)."""
+        return super().weight * self.column_weights
+
+    def interval_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weights of the columns, shape (in_features,)."""
+        yield self.column_weights

@@ -66,6 +66,10 @@ class OrthogonalLayer(nn.Module):
         """Yield the parameters, of shape (rows, columns) or (batch, rows, columns)."""
         raise NotImplementedError
 
+    def interval_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that are kept between 0 and 1."""
+        yield from ()
+
 
 def orthogonal_init_(matrix: Tensor) -> Tensor:
     """Fill `matrix`, shape (..., rows, columns), in place with random semi-orthogonal matrices.
@@ -88,9 +92,14 @@ def _retracted(matrices: Tensor, steps: int) -> Tensor:
     return times(retraction_factor(times_transposed(matrices, matrices), steps), matrices)
 
 
-def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE) -> Tensor:
-    """Return the matrix that brings W back to orthogonality from the left, given W W^T."""
+def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE, *, near: bool = False) -> Tensor:
+    """Return the matrix that brings W back to orthogonality from the left, given W W^T.
+
+    `near` says that the iterations are known to converge, which then isn't looked after.
+    """
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    if near:
+        return _newton_schulz(gram, eye, steps)
     # Three upper bounds on ||G|| = ||W||^2: by distance from I, Frobenius, Gershgorin's row sums.
     squared_norm_upper = torch.minimum(
         1 + torch.linalg.matrix_norm(gram - eye, keepdim=True),
@@ -101,13 +110,16 @@ def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE) -> Tensor:
     )
     # No branch on the value: that would stall a GPU.
     scale = torch.where(squared_norm_upper <= _SAFE_SQUARED_NORM, 1.0, squared_norm_upper.rsqrt())
-    gram = gram * scale.square()
+    return _newton_schulz(gram * scale.square(), eye, steps) * scale
+
+
+def _newton_schulz(gram: Tensor, eye: Tensor, steps: int) -> Tensor:
     total = factor = 1.5 * eye - 0.5 * gram
     for _ in range(steps - 1):
         gram = factor @ gram @ factor
         factor = 1.5 * eye - 0.5 * gram
         total = factor @ total
-    return total * scale
+    return total
 
 
 def _orthogonal_layers(module: nn.Module) -> Iterator[OrthogonalLayer]:
@@ -143,8 +155,9 @@ def _unstack(batch: Tensor, members: list[Tensor]) -> Iterator[tuple[Tensor, Ten
 def retract_(module: nn.Module) -> nn.Module:
     r"""Bring every constrained matrix in `module` back to :math:`W W^T = I`, in place.
 
-    Call it after each optimiser step, or let :func:`keep_orthogonal` do so. Matrices of one shape
-    are treated in one batch. See Note [Retraction].
+    And what has to lie between 0 and 1 back to there. Call it after each optimiser step, or let
+    :func:`keep_orthogonal` do so. Matrices of one shape are treated in one batch. See Note
+    [Retraction].
 
     Parameters
     ----------
@@ -169,6 +182,9 @@ def retract_(module: nn.Module) -> nn.Module:
     for members, _ in _batched_by_shape(module):
         for member, part in _unstack(_retracted(_stack(members), _STEPS_PER_UPDATE), members):
             member.copy_(part)
+    for layer in _orthogonal_layers(module):
+        for parameter in layer.interval_parameters():
+            parameter.clamp_(0.0, 1.0)
     return module
 
 

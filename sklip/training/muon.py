@@ -34,6 +34,15 @@ whole rest of a training step. So the gradients of four steps are summed, as if 
 and the matrices turn once, by four times the angle. On MNIST (4 epochs of 50,000 images, accuracy and
 mean radius of 10,000 others): 0.9895 and 1.36 with a turn at each step, 0.9883 and 1.365 at every
 second, 0.9877 to 0.9889 and 1.352 to 1.359 at every fourth, 0.9833 and 1.285 at every eighth.
+
+Note [One batch]
+----------------
+Where all rows are one batch, training gets to where gradients
+vanish. Whatever is left of them keeps its length in an orthogonalised step, and four iterations
+lift its smallest directions, which are rounding, by :math:`3.4445^4 \approx 140` in each: after 100
+steps two fits, one with weights and one with repeated rows, differed by 2e-6. With two iterations
+they differ by 5e-13, and on tables of up to a thousand rows nothing is lost. With several batches
+much is: MNIST (3 epochs of 15,000) 0.9656 and 1.01 instead of 0.9738 and 1.15.
 """
 
 from __future__ import annotations
@@ -51,11 +60,14 @@ from sklip.layers.orthogonal import retraction_factor
 
 __all__ = ["StiefelMuon"]
 
+# A step of up to this angle leaves all squared singular values below 1.4.
+_SHORT = 0.5
 # Quintic of Jordan et al. (2024): made for a steep start, it lifts small singular values fast.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-_ITERATIONS = 4
 # Share of the rate in Adam's part: biases are in the units of X, constrained matrices move by angles.
 _FREE_RATE = 0.1
+# And in that of parameters between 0 and 1, which have as far to go as a matrix has to turn.
+_INTERVAL_RATE = 1.3
 
 
 class StiefelMuon(torch.optim.Optimizer):
@@ -69,7 +81,7 @@ class StiefelMuon(torch.optim.Optimizer):
     ----------
     module : torch.nn.Module
         Module whose parameters to train; those of :class:`sklip.layers.OrthogonalLayer` are the
-        constrained ones.
+        constrained ones, and those that it keeps between 0 and 1 are moved by Adam and cut off there.
     lr : float, default=0.03
         Angle, in radians, by which a constrained matrix turns for each step; a tenth of it is Adam's
         rate.
@@ -79,6 +91,9 @@ class StiefelMuon(torch.optim.Optimizer):
         Adam's decay rates.
     every : int, default=4
         Steps from one turn to the next.
+    iterations : int, default=4
+        Of the polynomial: directions whose gradients are down to 1/140 of the largest turn as far as
+        the others, with 2 iterations down to 1/12. See Note [One batch].
 
     References
     ----------
@@ -107,21 +122,34 @@ class StiefelMuon(torch.optim.Optimizer):
         momentum: float = 0.9,
         betas: tuple[float, float] = (0.9, 0.99),
         every: int = 4,
+        iterations: int = 4,
     ) -> None:
         check_positive_int("every", every)
+        check_positive_int("iterations", iterations)
         constrained = [
             parameter
             for layer in module.modules()
             if isinstance(layer, OrthogonalLayer)
             for parameter in layer.orthogonal_parameters()
         ]
-        known = {id(parameter) for parameter in constrained}
+        bounded = [
+            parameter
+            for layer in module.modules()
+            if isinstance(layer, OrthogonalLayer)
+            for parameter in layer.interval_parameters()
+        ]
+        known = {id(parameter) for parameter in (*constrained, *bounded)}
         free = [parameter for parameter in module.parameters() if id(parameter) not in known]
         groups: list[dict[str, Any]] = [
-            {"params": constrained, "constrained": True, "share": 1.0, "lr": lr},
-            {"params": free, "constrained": False, "share": _FREE_RATE, "lr": _FREE_RATE * lr},
+            {"params": params, "kind": kind, "share": share, "lr": share * lr}
+            for params, kind, share in (
+                (constrained, "orthogonal", 1.0),
+                (free, "free", _FREE_RATE),
+                (bounded, "interval", _INTERVAL_RATE),
+            )
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every, "gathered": 0}
+        defaults["iterations"] = iterations
         super().__init__([group for group in groups if group["params"]], defaults)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -151,6 +179,16 @@ class StiefelMuon(torch.optim.Optimizer):
         """Steps from one turn to the next."""
         return int(self.param_groups[0]["every"])
 
+    @property
+    def iterations(self) -> int:
+        """Iterations of the polynomial that orthogonalises."""
+        return int(self.param_groups[0]["iterations"])
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        for group in self.param_groups:
+            group["iterations"] = value
+
     @torch.no_grad()
     def gather(self) -> None:
         """Move the free parameters, and add the gradients of the constrained ones to their sums.
@@ -159,10 +197,9 @@ class StiefelMuon(torch.optim.Optimizer):
         :meth:`step`.
         """
         for group in self.param_groups:
-            update = _gather_ if group["constrained"] else _adam_
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update(parameter, parameter.grad, self.state[parameter], group)
+                    _UPDATES[group["kind"]](parameter, parameter.grad, self.state[parameter], group)
 
     def count(self) -> bool:
         """Count a step, and tell whether a turn is due."""
@@ -174,7 +211,7 @@ class StiefelMuon(torch.optim.Optimizer):
     def turn(self, n_steps: int) -> None:
         """Turn the constrained matrices by what was gathered in the last `n_steps` steps."""
         for group in self.param_groups:
-            if group["constrained"]:
+            if group["kind"] == "orthogonal":
                 for parameter in group["params"]:
                     # One that was frozen since has momentum, but is not to move.
                     if parameter in self.state and parameter.requires_grad:
@@ -216,11 +253,11 @@ def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], n_st
     mixed = (inner - normal_inner / 2) @ normal
     # Rounding could leave negative eigenvalues where the normal part is most of V.
     tangent = _lifted(gram - mixed - mixed.mT, gram)
-    root = _inverse_root(tangent)
+    root = _inverse_root(tangent, group["iterations"])
     turned = root @ (inner - normal_inner)
     # Not the square of the rate, which may overflow as a number of Python.
     moved = product - rate * (turned + turned.mT - rate * (root @ tangent @ root))
-    factor = retraction_factor(moved)
+    factor = retraction_factor(moved, near=isinstance(rate, float) and rate < _SHORT)
     step = rate * (factor @ root)
     result = times(factor + step @ normal, W).sub_(times(step, V))
     parameter.copy_(result if wide else result.mT)
@@ -236,13 +273,13 @@ def _lifted(matrix: Tensor, scale: Tensor) -> Tensor:
     return matrix
 
 
-def _inverse_root(gram: Tensor) -> Tensor:
+def _inverse_root(gram: Tensor, iterations: int) -> Tensor:
     """Factor F for which F M has singular values near 1, from M M^T."""
     # The Frobenius norm bounds the largest eigenvalue, so the iteration starts within [0, 1].
     size = torch.linalg.matrix_norm(gram, keepdim=True)
     gram = gram / size
     total: Tensor | None = None
-    for remaining in reversed(range(_ITERATIONS)):
+    for remaining in reversed(range(iterations)):
         factor = _B * gram + _C * (gram @ gram)
         factor.diagonal(dim1=-2, dim2=-1).add_(_A)
         total = factor if total is None else factor @ total
@@ -265,3 +302,14 @@ def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
     mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**age)
     square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**age)
     parameter.sub_(group["lr"] * mean / square.sqrt_().add_(1e-8))
+
+
+def _adam_in_interval_(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Take a step of Adam that ends between 0 and 1."""
+    _adam_(parameter, gradient, state, group)
+    parameter.clamp_(0.0, 1.0)
+
+
+_UPDATES = {"orthogonal": _gather_, "free": _adam_, "interval": _adam_in_interval_}

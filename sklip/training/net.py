@@ -24,9 +24,11 @@ from tqdm import tqdm
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import normalized_margins
 from sklip.training.callbacks import EpochReport, StopEarly
+from sklip.training.columns import penalize_, weighted_columns
 from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
 from sklip.training.muon import StiefelMuon
+from sklip.training.one_cycle import OneCycle
 from sklip.training.seeding import seeded
 
 __all__ = ["LipschitzNet", "keep_freed_memory"]
@@ -35,6 +37,8 @@ __all__ = ["LipschitzNet", "keep_freed_memory"]
 INFERENCE_ROWS = 2048
 # Recording takes about as long as some tens of steps.
 _FEWEST_STEPS = 50
+# See Note [One batch] of sklip.training.muon.
+_ITERATIONS, _ITERATIONS_OF_ONE_BATCH = 4, 2
 # Just below the size from which glibc maps every block anew.
 _LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
@@ -56,6 +60,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         Seed of the order of the samples, and of the augmentation.
     draws : seeded
         Where a forward pass or loss that draws random numbers, as dropout does, has them from.
+    column_scales : Tensor of shape (n_features,), default=None
+        For tables: standard deviation of each column over the root of the number of rows, which says
+        how much a column that is noise may seem to help. See :mod:`sklip.training.columns`.
     report : bool
         Whether to print a line an epoch, and to record the training accuracy for it.
     """
@@ -70,6 +77,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         augmentation: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = (),
         shuffle_seed: int = 0,
         draws: seeded | None = None,
+        column_scales: Tensor | None = None,
         report: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +86,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.augmentation = augmentation
         self.shuffle_seed = shuffle_seed
         self.draws = seeded(shuffle_seed) if draws is None else draws
+        self.column_scales = column_scales
         self.report = report
         super().__init__(module, criterion, **kwargs)
 
@@ -107,6 +116,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.planned_epochs = len(self.history) + epochs
         self._validation = validation
         n_steps = epochs * -(-len(data) // self.batch_size)
+        self._column_weights = weighted_columns(self.module_, self.column_scales)
+        if isinstance(self.optimizer_, StiefelMuon):
+            one_batch = len(data) <= self.batch_size
+            self.optimizer_.iterations = _ITERATIONS_OF_ONE_BATCH if one_batch else _ITERATIONS
         recorder, optimizer = self._make_recorder(n_steps), self.optimizer_
         self._take_step = self._plain_step
         if recorder is not None and isinstance(optimizer, StiefelMuon):
@@ -133,7 +146,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                     stacklevel=4,
                 )
         finally:
-            del self._validation, self._step_schedule, self._take_step
+            del self._validation, self._step_schedule, self._take_step, self._column_weights
             # A fitted model is to hold no more than its weights and the optimiser's state.
             self.optimizer_.zero_grad(set_to_none=True)
         self.notify("on_train_end", X=data, y=None)
@@ -191,16 +204,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             group["lr"] = torch.full((), rate, device=self.device) if as_tensors else rate
         if self.schedule == "constant" or n_steps < 2:
             return _no_step
-        cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer_, max_lr=rates, total_steps=n_steps, cycle_momentum=self.solver == "adam"
-        )
-        steps = iter(range(n_steps - 1))  # the first rate is set by the constructor
-
-        def step() -> None:
-            if next(steps, None) is not None:
-                cycle.step()
-
-        return step
+        return OneCycle(self.optimizer_, rates, n_steps)
 
     def get_split_datasets(
         self, X: Samples, y: None = None, **fit_params: Any
@@ -220,7 +224,8 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
 
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Gradients and a step of the optimiser."""
-        self.module_.train()
+        if not self.module_.training:
+            self.module_.train()
         X, y = batch
         for change in self.augmentation:
             X = change(X, self._generator)
@@ -229,11 +234,18 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         return {"loss": loss, "y_pred": logits}
 
     def _gradients(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:
-        self.optimizer_.zero_grad(set_to_none=True)
+        for group in self.optimizer_.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
         with self.draws if self._may_draw else contextlib.nullcontext():
             logits = self.infer(X)
+            if self._column_weights:
+                logits.retain_grad()
             loss = self.criterion_(logits, y, sample_weight)
         loss.backward()
+        for weights in self._column_weights:
+            assert self.column_scales is not None, "as there are weights"
+            penalize_(weights, self.column_scales, logits, sample_weight)
         return loss.detach(), logits.detach()
 
     def _plain_step(self, X: Tensor, y: Tensor, sample_weight: Tensor | None) -> tuple[Tensor, ...]:

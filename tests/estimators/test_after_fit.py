@@ -23,14 +23,14 @@ def test_probabilities_are_those_of_the_fitted_tau(tau, few_digits):
     assert clf.tau_ == 2.0
 
 
-def test_rows_of_weight_zero_choose_no_solver(few_digits):
-    X, y = few_digits
+def test_rows_of_weight_zero_choose_no_widths_and_no_batches(digits):
+    X, y = digits
     weight = np.zeros(len(X))
-    weight[:40] = 1.0
-    parameters = {"batch_size": 50}
-    by_fit = quick(**parameters).fit(X, y, weight)
-    by_partial_fit = quick(**parameters).partial_fit(X, y, np.unique(y), weight)
-    assert by_fit.solver_ == by_partial_fit.solver_ == "adam"
+    weight[:900] = 1.0
+    clf = LipschitzClassifier(max_epochs=1).fit(X, y, weight)
+    assert len(X) > 1024
+    assert clf.net_.module_[1].out_features == 64
+    assert clf.net_.batch_size == 900
 
 
 CHANGES = {
@@ -130,8 +130,9 @@ def test_nothing_proven_lies_beside_the_certified_network(few_digits):
     clf = quick().fit(*few_digits)
     fitted = {name for name in vars(clf) if name.endswith("_") and not name.startswith("_")}
     assert fitted == {
-        *("certified_network_", "classes_", "device_", "dtype_", "feature_std_", "history_"),
-        *("input_shape_", "lipschitz_bound_", "n_features_in_", "n_iter_", "net_", "solver_", "tau_"),
+        *("certified_network_", "classes_", "device_", "dtype_", "history_", "input_shape_"),
+        *("lipschitz_bound_", "n_features_in_", "n_iter_", "net_", "solver_", "tau_"),
+        *("column_weights_", "feature_std_"),
     }
     assert "rounding_slopes_" not in clf._repr_html_()
 

@@ -14,6 +14,7 @@ import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
 from sklearn.utils import compute_sample_weight
 from skorch.callbacks import Callback, EpochScoring
 from torch import nn
@@ -28,6 +29,7 @@ from sklip.layers import (
     Sequential,
     SpectralLinear,
 )
+from sklip.losses.reductions import normalized_margins
 from sklip.networks import lipschitz_mlp, tutorial_cnn
 from sklip.training.data import _one_ahead
 
@@ -194,11 +196,17 @@ def test_a_lower_tau_gives_larger_radii(digits):
 def test_early_stopping_keeps_the_best_epoch(digits):
     clf = quick(early_stopping=True, n_iter_no_change=2, max_epochs=200, learning_rate=0.01)
     clf.fit(*digits)
-    losses = [row["valid_loss"] for row in clf.history_]
-    best = int(np.argmin(losses))
+    margins = [row["valid_normalized_margin"] for row in clf.history_]
     assert clf.n_iter_ < 200
-    # An improvement below the threshold of 1e-4 does not count.
-    assert clf.n_iter_ >= best + 1
+    # Of those that improve by the threshold of 1e-4 or more, two epochs before the last.
+    assert max(margins) <= margins[clf.n_iter_ - 3] * (1 + 1e-4)
+    seed = np.random.RandomState(0).randint(np.iinfo(np.int32).max)
+    _, held_out = train_test_split(
+        np.arange(len(digits[0])), test_size=0.1, stratify=digits[1], random_state=seed
+    )
+    logits = torch.from_numpy(clf.decision_function(digits[0][held_out]))
+    kept = normalized_margins(logits, torch.from_numpy(digits[1][held_out])).clamp(min=0).mean()
+    assert float(kept) == pytest.approx(margins[clf.n_iter_ - 3], rel=1e-6)
     assert set(clf.history_[0]) >= {"valid_accuracy", "valid_normalized_margin", "train_loss"}
 
 
@@ -265,7 +273,7 @@ class Interrupt(torch.nn.Module):
 
 def test_callbacks_reach_skorch_as_copies(digits):
     recorder = Recorder()
-    clf = quick(callbacks=[("recorder", recorder)], max_epochs=2).fit(*digits)
+    clf = quick(callbacks=[("recorder", recorder)], max_epochs=2, batch_size=256).fit(*digits)
     assert recorder.calls == []
     assert dict(clf.net_.callbacks_)["recorder"].calls == ["grad"] * 3 + ["epoch"] + ["grad"] * 3 + [
         "epoch"

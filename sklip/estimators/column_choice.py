@@ -1,0 +1,84 @@
+r"""Whether a table is one whose columns are to have weights: held-out rows decide.
+
+See Note [Weights of columns] in :mod:`sklip.training.columns`. What training rows say can't decide
+it: a network fits noise as well. So two networks are trained on two thirds of the rows, one with
+weights and one without, and weights are taken if the cross-entropy of the other rows is lower with
+them by more than half its standard error. Of ten folds that took weights in none of wine and
+breast_cancer, where they cost a fifth of the radius, in 8 of mammographic masses (accuracy 0.824
+without, 0.833 with them) and in 9 of a table of 50 columns with 4 that matter (0.58 and 0.79).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sklip.losses.reductions import binary_scores
+from sklip.training.data import Samples
+
+__all__ = ["FEWEST_COLUMNS", "FEWEST_ROWS", "weights_pay"]
+
+# Of so few columns each is there for a reason; of so few rows a third says nothing.
+FEWEST_COLUMNS, FEWEST_ROWS = 9, 60
+# Gain, in standard errors.
+_ENOUGH = 0.5
+
+
+def weights_pay(
+    train: Callable[[bool, Samples], nn.Module], samples: Samples, tau: float, n_rows: float, seed: int
+) -> bool:
+    """Return whether columns are better weighted, judged by rows held out.
+
+    Parameters
+    ----------
+    train : callable
+        Given whether columns are to have weights, and samples, it returns a trained network.
+    samples : Samples
+        All that there is to train on.
+    tau : float
+        Temperature of the cross-entropy.
+    n_rows : float
+        Sum of the samples' weights.
+    seed : int
+        Of the choice of rows.
+
+    Returns
+    -------
+    pays : bool
+    """
+    held = _held_out(samples, seed)
+    others = samples.subset(torch.from_numpy(np.flatnonzero(~held)))
+    judges = samples.subset(torch.from_numpy(np.flatnonzero(held)))
+    plain, weighted = (_cross_entropies(train(each, others), judges, tau) for each in (False, True))
+    gains = plain - weighted
+    weight = torch.ones_like(gains) if judges.sample_weight is None else judges.sample_weight
+    share = weight / weight.sum()
+    gain = (share * gains).sum()
+    variance = (share * (gains - gain).square()).sum()
+    return bool(gain > _ENOUGH * (variance / (n_rows * held.mean())).sqrt())
+
+
+def _held_out(samples: Samples, seed: int) -> NDArray[np.bool_]:
+    """Mark a third of the different rows, so that equal ones are on one side, weighted or repeated."""
+    rows = samples.X if samples.members is None else samples.X[samples.members.to(samples.X.device)]
+    table = np.column_stack([rows.cpu().double().numpy(), samples.y.cpu().numpy()])
+    groups = np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+    ranks = np.random.RandomState(seed).permutation(groups.max() + 1)
+    return np.asarray(ranks[groups] < len(ranks) // 3)
+
+
+@torch.no_grad()
+def _cross_entropies(network: nn.Module, samples: Samples, tau: float) -> Tensor:
+    """Return the cross-entropy of each row."""
+    (batch,) = samples.batches(len(samples), None)
+    X, y = batch
+    logits = tau * network.eval()(X)
+    if logits.shape[1] == 1:
+        scores = binary_scores(logits)
+        return functional.binary_cross_entropy_with_logits(scores, y.to(scores.dtype), reduction="none")
+    return functional.cross_entropy(logits, y, reduction="none")
