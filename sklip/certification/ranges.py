@@ -72,7 +72,7 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
 
     An orthogonal first layer that is as wide as its input or wider weighs all columns alike: behind a
     StandardScaler, their ranges are then the same number of standard deviations. A narrower one, and a
-    projection, tells columns apart.
+    projection, or weights of columns (`column_weights_`), tells columns apart.
 
     Of a vote and behind a threshold, ranges are found as radii are, from these constants of each
     network.
