@@ -6,14 +6,22 @@ The rooms, in the order in which they may import each other:
 * certified: finished networks and what is proven of them. It needs torch and NumPy only.
 * preprocessing: what is proven of fitted transformers, and of rows on their way through a pipeline.
 * training: data, optimiser, CUDA graphs, augmentation, callbacks, the skorch net.
+* metrics: numbers of labels and radii.
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
-* opened: the parts of an estimator, its preprocessing joined with its certified network.
-* certification: takes an estimator apart, and gives radii in the units of its own input.
-* ranges: how far single columns may move alone.
-* metrics, scoring, plots: numbers and pictures of labels and radii.
+* certification: whole estimators: through which steps rows reach which networks, how those decide, and
+  what is certified of that, in the units of the caller's own columns.
+* scoring, plots: scorers and refit rules for searches; pictures.
 """
 
-from sklip.certification import certificates, predict_with_radii
+from sklip.certification import (
+    categorical_edit_lengths,
+    certificates,
+    certified_ranges,
+    nearest_rival,
+    predict_or_reject,
+    predict_with_radii,
+    register_wrapper,
+)
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
 from sklip.metrics import (
@@ -22,7 +30,6 @@ from sklip.metrics import (
     certified_accuracy_score,
 )
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
-from sklip.ranges import certified_ranges
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "average_certified_radius_score",
     "average_certified_radius_scorer",
     "average_normalized_margin_score",
+    "categorical_edit_lengths",
     "certificates",
     "certified_accuracy_score",
     "certified_accuracy_scorer",
@@ -40,7 +48,10 @@ __all__ = [
     "lipschitz_bound",
     "lipschitz_estimate",
     "most_robust",
+    "nearest_rival",
+    "predict_or_reject",
     "predict_with_radii",
+    "register_wrapper",
 ]
 
 __version__ = "0.1.0"

@@ -76,6 +76,8 @@ class CertifiedAccuracyDisplay:
         *,
         fixed_columns: Iterable[str | int] = (),
         scale: Any = None,
+        categorical_edits: int | None = None,
+        categorical_columns: Iterable[str | int] | None = None,
         sample_weight: ArrayLike | None = None,
         name: str | None = None,
         ax: Axes | None = None,
@@ -91,10 +93,8 @@ class CertifiedAccuracyDisplay:
             Samples.
         y : array-like of shape (n_samples,)
             True labels.
-        fixed_columns : iterable of str or int, default=()
-            Columns that can't change, as for :func:`sklip.certificates`.
-        scale : array-like, Series, dict or "std", default=None
-            Unit of each column, as for :func:`sklip.certificates`.
+        fixed_columns, scale, categorical_edits, categorical_columns
+            What may change, and in which units: as for :func:`sklip.certificates`.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
         name : str, default=None
@@ -108,7 +108,14 @@ class CertifiedAccuracyDisplay:
         -------
         display : CertifiedAccuracyDisplay
         """
-        labels, radii = predict_with_radii(estimator, X, fixed_columns=fixed_columns, scale=scale)
+        labels, radii = predict_with_radii(
+            estimator,
+            X,
+            fixed_columns=fixed_columns,
+            scale=scale,
+            categorical_edits=categorical_edits,
+            categorical_columns=categorical_columns,
+        )
         name = type(estimator).__name__ if name is None else name
         display = cls.from_predictions(y, labels, radii, sample_weight=sample_weight, name=name)
         return display.plot(ax=ax, **plot_kwargs)

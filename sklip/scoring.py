@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
 from sklip.certification import predict_with_radii
@@ -15,7 +15,28 @@ from sklip.metrics import average_certified_radius_score, certified_accuracy_sco
 __all__ = ["average_certified_radius_scorer", "certified_accuracy_scorer", "most_robust"]
 
 
-class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N801
+class _CertifiedScorer(BaseEstimator):  # type: ignore[misc]
+    """What scorers share: what may change, and in which units that is measured."""
+
+    fixed_columns: Sequence[str | int]
+    scale: Any
+    categorical_edits: int | None
+    categorical_columns: Sequence[str | int] | None
+
+    def _labels_and_radii(
+        self, estimator: Any, X: ArrayLike
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        return predict_with_radii(
+            estimator,
+            X,
+            fixed_columns=self.fixed_columns,
+            scale=self.scale,
+            categorical_edits=self.categorical_edits,
+            categorical_columns=self.categorical_columns,
+        )
+
+
+class certified_accuracy_scorer(_CertifiedScorer):  # noqa: N801
     """Scorer: share of samples predicted right with a certified radius above `eps`.
 
     ``scorer(estimator, X, y)`` works on a LipschitzClassifier, on a Pipeline that ends in one and on
@@ -26,10 +47,8 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     ----------
     eps : float, default=0.5
         Perturbation budget: L2, at least 0.
-    fixed_columns : sequence of str or int, default=()
-        Columns that can't change, as for :func:`sklip.certificates`.
-    scale : array-like, Series, dict or "std", default=None
-        Unit of each column, as for :func:`sklip.certificates`.
+    fixed_columns, scale, categorical_edits, categorical_columns
+        What may change, and in which units: as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -39,24 +58,29 @@ class certified_accuracy_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N
     """
 
     def __init__(
-        self, eps: float = 0.5, fixed_columns: Sequence[str | int] = (), scale: Any = None
+        self,
+        eps: float = 0.5,
+        fixed_columns: Sequence[str | int] = (),
+        scale: Any = None,
+        categorical_edits: int | None = None,
+        categorical_columns: Sequence[str | int] | None = None,
     ) -> None:
         self.eps = eps
         self.fixed_columns = fixed_columns
         self.scale = scale
+        self.categorical_edits = categorical_edits
+        self.categorical_columns = categorical_columns
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
         eps = check_eps(self.eps)
-        labels, radii = predict_with_radii(
-            estimator, X, fixed_columns=self.fixed_columns, scale=self.scale
-        )
+        labels, radii = self._labels_and_radii(estimator, X)
         return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
 
 
-class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # noqa: N801
+class average_certified_radius_scorer(_CertifiedScorer):  # noqa: N801
     """Scorer: mean certified radius, a wrong prediction counting 0.
 
     ``scorer(estimator, X, y)`` works on a LipschitzClassifier, on a Pipeline that ends in one and on
@@ -64,10 +88,8 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
 
     Parameters
     ----------
-    fixed_columns : sequence of str or int, default=()
-        Columns that can't change, as for :func:`sklip.certificates`.
-    scale : array-like, Series, dict or "std", default=None
-        Unit of each column, as for :func:`sklip.certificates`.
+    fixed_columns, scale, categorical_edits, categorical_columns
+        What may change, and in which units: as for :func:`sklip.certificates`.
 
     Examples
     --------
@@ -76,17 +98,23 @@ class average_certified_radius_scorer(BaseEstimator):  # type: ignore[misc]  # n
     average_certified_radius_scorer()
     """
 
-    def __init__(self, fixed_columns: Sequence[str | int] = (), scale: Any = None) -> None:
+    def __init__(
+        self,
+        fixed_columns: Sequence[str | int] = (),
+        scale: Any = None,
+        categorical_edits: int | None = None,
+        categorical_columns: Sequence[str | int] | None = None,
+    ) -> None:
         self.fixed_columns = fixed_columns
         self.scale = scale
+        self.categorical_edits = categorical_edits
+        self.categorical_columns = categorical_columns
 
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
         """Return the score of a fitted estimator."""
-        labels, radii = predict_with_radii(
-            estimator, X, fixed_columns=self.fixed_columns, scale=self.scale
-        )
+        labels, radii = self._labels_and_radii(estimator, X)
         return average_certified_radius_score(y, labels, radii, sample_weight=sample_weight)
 
 

@@ -11,13 +11,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
-from sklearn.ensemble import VotingClassifier
+from sklearn.ensemble import BaggingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, TunedThresholdClassifierCV
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -473,20 +473,20 @@ def test_a_step_without_a_bound_is_refused_by_name(few_digits, step, name, neste
     "make",
     [
         lambda: MyPipeline([("classify", quick(max_epochs=1))]),
-        lambda: VotingClassifier([("a", quick(max_epochs=1))]),
+        lambda: BaggingClassifier(quick(max_epochs=1), 2),
         lambda: CalibratedClassifierCV(quick(max_epochs=1), cv=2),
         lambda: LogisticRegression(max_iter=1000),
         lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        lambda: make_pipeline(StandardScaler(), VotingClassifier([("a", quick(max_epochs=1))])),
+        lambda: make_pipeline(StandardScaler(), BaggingClassifier(quick(max_epochs=1), 2)),
         lambda: GridSearchCV(MyPipeline([("classify", quick(max_epochs=1))]), {}, cv=2),
     ],
     ids=[
         "pipeline_subclass",
-        "voting",
+        "bagging",
         "calibrated",
         "logistic",
         "in_pipeline",
-        "voting_in_pipeline",
+        "bagging_in_pipeline",
         "in_search",
     ],
 )
@@ -669,13 +669,6 @@ def test_a_calibration_of_a_calibration_is_refused(few_digits):
     estimator = CalibratedClassifierCV(estimator, **calibrate).fit(*few_digits)
     with pytest.raises(TypeError, match=r"^CalibratedClassifierCV gives no certificates"):
         certificates(estimator, few_digits[0])
-
-
-def test_a_tuned_threshold_is_refused_by_name(few_digits):
-    X, y = few_digits
-    estimator = TunedThresholdClassifierCV(quick(max_epochs=1), cv=2).fit(X, y > 4)
-    with pytest.raises(TypeError, match=r"^TunedThresholdClassifierCV gives no certificates"):
-        certificates(estimator, X)
 
 
 def test_a_frozen_classifier_gives_its_own_certificates(fitted, few_digits):

@@ -37,6 +37,25 @@ def test_the_digits_search_shows_the_trade_off(tmp_path):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_loans_say_what_is_proven_of_an_applicant(tmp_path):
+    output = run("tabular.py", cwd=tmp_path)
+    applicant, income, loan = re.search(
+        r"Applicant (\d+), .* earns ([\d,]+) a year and asks for ([\d,]+)\. Purpose: car\.", output
+    ).groups()
+    ranges = dict(re.findall(r"only the number '(.*)' changes, and stays between (.*);", output))
+    assert list(ranges) == ["income", "age", "loan", "years employed"]
+    for column, value in (("income", income), ("loan", loan)):
+        low, high = (float(end.replace(",", "")) for end in ranges[column].split(" and "))
+        assert 0 <= low < float(value.replace(",", "")) < high
+    together, whatever_purpose = map(float, re.findall(r"by less than (\d\.\d\d)", output))
+    assert 0 < whatever_purpose <= together
+    right, certified = (float(share) for share in re.findall(r"([\d.]+)% (?:answered|so)", output))
+    assert right > 85
+    assert 60 < certified < right
+    assert applicant == "81"
+    assert (tmp_path / "tabular.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("settings", ["tutorial", "default"])
 def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, capsys):
     """On the digits in a frame of 28 x 28, which are there on every machine."""
@@ -85,8 +104,8 @@ def test_the_readmes_code_runs():
     """With fewer epochs, and the same names from block to block."""
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     names = {}
     for block in blocks:
         exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)
-    assert names["clf"].certificates_(names["X_test"]).shape == (450,)
+    assert names["certificates"](names["search"], names["X_test"], scale="std").shape == (143,)

@@ -25,9 +25,7 @@ DOORS = {
     "estimators": {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
-    "opened": {"certified", "estimators", "preprocessing"},
-    "certification": {"certified", "estimators", "opened", "preprocessing", "rows"},
-    "ranges": {"certification", "opened", "preprocessing", "rows"},
+    "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
 }

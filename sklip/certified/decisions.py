@@ -85,6 +85,23 @@ class Decisions:
         """Places of the predicted classes in matrices of bounds on pairs."""
         return pair_rows(self.logits)
 
+    def pairs_of(self, code: int | None) -> NDArray[np.intp]:
+        """Return the places of a class in matrices of bounds on pairs: of the predicted one if None."""
+        if code is None:
+            return self.pairs
+        return np.full(len(self.logits), 0 if self.logits.shape[1] == 1 else code)
+
+    def errors_of(self, code: int | None) -> NDArray[np.float64]:
+        """Return bounds on the errors of a class's margins over each: of the predicted one if None."""
+        if code is None or self.logits.shape[1] == 1:
+            return self.errors
+        # By way of the predicted class.
+        return self.errors[:, [code]] + self.errors
+
+    def rows(self, rows: slice) -> Decisions:
+        """Return the decisions on some of the rows."""
+        return Decisions(self.logits[rows], self.errors[rows], self.lengths[rows])
+
     def logits_in(self, dtype: str) -> NDArray[np.floating[Any]]:
         """Return the logits, rounded to another precision, in which they predict the same classes."""
         largest = np.finfo(dtype).max

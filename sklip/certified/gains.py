@@ -13,9 +13,10 @@ chooses, and :math:`\Delta` for how far the values behind the maps have moved. T
 with a matrix M that is known, its error E, of which the lengths of the columns are bounded, and
 
 * :math:`\Theta` diagonal with entries in [-1, 1]: the identity if all maps were linear. A map that acts
-  value by value and moves none by more than a factor, clipping say, is
-  :math:`D \Theta' = \Theta' D`. In front of a matrix it joins :math:`\Theta`, as long as no two values
-  come from one column.
+  value by value and moves none by more than a factor is :math:`D \Theta' = \Theta' D`, whatever it does
+  in between: with D its steepest slopes, :math:`\theta' = (f(x') - f(x)) / (D (x' - x))`, which lies
+  in [0, 1] if f only rises (clipping, interpolated quantiles) and in [-1, 1] if it does not. In front
+  of a matrix :math:`\Theta'` joins :math:`\Theta`, as long as no two values come from one column.
 * Q the identity as long as values are known; behind a map of which only its constant is known (which
   scales M), or behind a clipping of mixed values, some map that lengthens no vector.
 
@@ -157,6 +158,26 @@ class Gains:
         if self.sources is None or len(self.sources) == 0:
             return 0
         return int(np.bincount(self.sources[self.matrix != 0]).max(initial=0))
+
+    def carried(self, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+        r"""Return vectors that are as long as given changes come at most, but for rounding.
+
+        They are :math:`\Delta` itself where values are known and all maps are linear, and in any case
+        linear in the changes.
+
+        Parameters
+        ----------
+        changes : ndarray of shape (n_changes, n_columns)
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_changes, n_values), or (n_changes, n_columns)
+        """
+        if self.sources is not None:
+            return changes[:, self.sources] * self.matrix
+        if self.linear:
+            return np.asarray(changes @ self.matrix.T)
+        return changes * self.bound
 
     # -- one map after another ---------------------------------------------------------------
 

@@ -307,6 +307,7 @@ class CertifiedNetwork:
         reach: float = 1.0,
         bounds: NDArray[np.float64] | None = None,
         drift: Affine | None = None,
+        code: int | None = None,
     ) -> Budget:
         r"""Return what claims about neighbours x' of some rows x set aside of their margins.
 
@@ -325,19 +326,21 @@ class CertifiedNetwork:
         drift : Affine, default=Affine()
             How far rounding in the maps before has moved what the network sees, at x and at x'
             together, as a function of the distance of x'.
+        code : int, default=None
+            Class of which the margins are meant; None: the predicted one of each row.
 
         Returns
         -------
         budget : Budget
         """
-        drift, pairs = drift or Affine(), decided.pairs
+        drift, pairs = drift or Affine(), decided.pairs_of(code)
         bounds = floored_product(self.margin_bounds, reach) if bounds is None else bounds
         constants = self.margin_bounds[pairs]
         with np.errstate(invalid="ignore"):
             moved = constants * np.broadcast_to(drift.offset, len(pairs))[:, None]
         # An exact margin at x' is at least the computed one at x, less its error, less its constant
         # times the way from what is seen of x to what is seen of x'. Float64 must not undo the rest.
-        exact = Budget(decided.errors + moved, bounds[pairs] + constants * drift.slope)
+        exact = Budget(decided.errors_of(code) + moved, bounds[pairs] + constants * drift.slope)
         return exact + self.precisions[-1].budget(pairs, decided.lengths, reach, drift)
 
     def margins_behind(self, gains: Gains) -> MarginGains:

@@ -69,6 +69,43 @@ class Budget:
             Infinite where no other class can be reached.
         """
         finite = np.asarray(np.isfinite(logits).all(axis=1))
+        # Where nothing is lost per distance, a positive remainder lasts for ever.
+        ratios = self._ratios(logits).min(axis=1)
+        # The quotient's rounding, that of the difference when it is small against its terms, and those
+        # of the sums that made K.
+        radii = np.nextafter(ratios * (1 - 2.0**-50), 0.0)
+        radii = np.where(finite, np.where(np.isinf(ratios), np.inf, radii), 0.0)
+        radii = np.minimum(radii, self.longest)
+        # What can't be compared has overflown, and certifies nothing.
+        return np.where(radii > 0, radii, 0.0)
+
+    def rivals(self, logits: NDArray[np.floating[Any]], codes: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Return for each row the class whose margin is the first to be used up.
+
+        Parameters
+        ----------
+        logits : ndarray of shape (n_samples, n_outputs)
+            As for :meth:`radii`.
+        codes : ndarray of shape (n_samples,)
+            Predicted classes.
+
+        Returns
+        -------
+        rivals : ndarray of shape (n_samples,)
+            Where the radius is 0, the class of the smallest margin; `codes` where no class can be
+            reached.
+        """
+        ratios = self._ratios(logits)
+        if logits.shape[1] == 1:
+            return np.where(np.isinf(ratios[:, 0]), codes, 1 - codes)
+        nearest = ratios.argmin(axis=1)
+        margins, others = predicted_margins(logits)
+        closest = np.where(others, margins, np.inf).argmin(axis=1)
+        smallest = ratios.min(axis=1)
+        return np.where(np.isinf(smallest), codes, np.where(smallest > 0, nearest, closest))
+
+    def _ratios(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Distance at which each margin is used up, 0 if at once; infinite for the class itself."""
         margins, others = predicted_margins(logits)
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             # An overflow to infinity is replaced by a smaller number, which is safe. The difference of
@@ -77,15 +114,7 @@ class Budget:
             margins = np.minimum(margins, np.finfo(np.float64).max) * (1 - 2.0**-51)
             left = margins - self.spent * (1 + 2.0**-49) - FLOOR
             ratios = left / self.per_distance
-        # Where nothing is lost per distance, a positive remainder lasts for ever.
-        ratios = np.where((left > 0) & others, ratios, np.where(others, 0.0, np.inf)).min(axis=1)
-        # The quotient's rounding, that of the difference when it is small against its terms, and those
-        # of the sums that made K.
-        radii = np.nextafter(ratios * (1 - 2.0**-50), 0.0)
-        radii = np.where(finite, np.where(np.isinf(ratios), np.inf, radii), 0.0)
-        radii = np.minimum(radii, self.longest)
-        # What can't be compared has overflown, and certifies nothing.
-        return np.where(radii > 0, radii, 0.0)
+        return np.where((left > 0) & others, ratios, np.where(others, 0.0, np.inf))
 
 
 def certified_radii(

@@ -446,8 +446,14 @@ def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
     return CertifiedNetwork.prove(to_torch(polish_(module)), data.input_shape, data.dtype)
 
 
-def proven_network(estimator: LipschitzEstimator) -> CertifiedNetwork:
+def proven_network(estimator: LipschitzEstimator, method: str = "predict") -> CertifiedNetwork:
     """Return the network that a fitted estimator predicts by, which is the one that was proven.
+
+    Parameters
+    ----------
+    estimator : LipschitzEstimator
+    method : str, default="predict"
+        What else decides: "predict_proba", say.
 
     Raises
     ------
@@ -459,7 +465,7 @@ def proven_network(estimator: LipschitzEstimator) -> CertifiedNetwork:
     check_is_fitted(estimator)
     mine = type(estimator)
     known = next(base for base in mine.__mro__ if base.__module__.startswith("sklip.estimators."))
-    for name in ("predict", "decision_function", "predict_with_radii", "network_rows"):
+    for name in ("predict", "decision_function", "predict_with_radii", "network_rows", method):
         own = getattr(known, name, None)
         if getattr(mine, name, None) is not own or name in vars(estimator):
             raise TypeError(

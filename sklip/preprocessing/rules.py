@@ -42,8 +42,8 @@ __all__ = ["TRANSFORMERS", "described_transformer", "register_transformer"]
 TRANSFORMERS = Registry(
     "{name} has no Lipschitz bound, so a radius can't be brought back to the units of its input; leave "
     "the step out, transform X beforehand and certify in the transformed units, name the columns it "
-    "reads in fixed_columns if they can't change, or add a proven rule with "
-    "sklip.preprocessing.register_transformer."
+    "reads in fixed_columns if they can't change, set categorical_edits if it encodes categories, or "
+    "add a proven rule with sklip.preprocessing.register_transformer."
 )
 
 

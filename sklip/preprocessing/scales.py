@@ -9,6 +9,7 @@ column's standard deviation is that of the value over |f|. The first along the w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from sklearn.pipeline import FeatureUnion
 from sklearn.preprocessing import StandardScaler
 
 from sklip.certified.gains import Gains
-from sklip.preprocessing.steps import described_step, flat_steps, part_branches
+from sklip.preprocessing.steps import branches, described_step, flat_steps
 
 __all__ = ["column_names", "given_scale", "standard_deviations"]
 
@@ -110,8 +111,7 @@ def _by_name(scale: Any, names: NDArray[Any] | None, fixed: NDArray[np.bool_]) -
 
 
 def standard_deviations(
-    steps: Sequence[Any],
-    of_network: NDArray[np.float64] | None,
+    ways: Sequence[tuple[Sequence[Any], NDArray[np.float64] | None]],
     names: NDArray[Any] | None,
     fixed: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
@@ -119,10 +119,10 @@ def standard_deviations(
 
     Parameters
     ----------
-    steps : sequence of fitted transformers
-        None of them a Pipeline.
-    of_network : ndarray of shape (n_values,), or None
-        Standard deviations of what the steps make of the columns, in training.
+    ways : sequence of (steps, of_network)
+        Ways from the columns to networks: fitted transformers, none of them a Pipeline, and the
+        standard deviations of what they made of the columns in training, or None. The first way on
+        which those of a column are known gives them.
     names : ndarray of shape (n_columns,), or None
         Names of the columns, where they have any.
     fixed : ndarray of shape (n_columns,)
@@ -140,7 +140,8 @@ def standard_deviations(
     """
     start = Gains.at_start(len(fixed), fixed)
     deviations = np.full(len(fixed), np.nan)
-    for gains, values in _known_values(steps, of_network, start):
+    known = itertools.chain.from_iterable(_known_values(*way, start) for way in ways)
+    for gains, values in known:
         for position, column, factor in _copies(gains):
             if np.isnan(deviations[column]):
                 deviations[column] = values[position] / abs(factor)
@@ -193,7 +194,7 @@ def _at_scalers(step: Any, gains: Gains) -> Iterator[tuple[Gains, NDArray[np.flo
         yield gains, np.where(step.scale_ == roots, roots, 0.0)
     if type(step) not in (ColumnTransformer, FeatureUnion) or gains.moves is None:
         return
-    for _, branch, reads, _ in part_branches(step, len(gains.moves)):
+    for _, branch, reads, _ in branches(step, len(gains.moves)):
         inside = gains.of_values(reads)
         if inside.bound > 0:
             yield from _known_values(list(flat_steps(branch)), None, inside)

@@ -21,12 +21,14 @@ from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
 from sklip.preprocessing.rules import described_transformer
 
 __all__ = [
+    "branches",
     "described_step",
     "described_steps",
     "flat_steps",
-    "is_weighted",
-    "part_branches",
+    "nested_steps",
     "transformer_bound",
+    "weighted_reads",
+    "weighting",
 ]
 
 
@@ -36,9 +38,9 @@ def transformer_bound(transformer: Any) -> float:
     Parameters
     ----------
     transformer : fitted transformer, "passthrough" or None
-        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, TruncatedSVD, SimpleImputer, a
-        feature selector, a type with a registered rule; a Pipeline, ColumnTransformer or FeatureUnion
-        of such.
+        StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, QuantileTransformer (of dense rows),
+        PCA, TruncatedSVD, SimpleImputer, a feature selector, a type with a registered rule; a Pipeline,
+        ColumnTransformer or FeatureUnion of such.
 
     Returns
     -------
@@ -91,6 +93,24 @@ def flat_steps(transformer: Any) -> Iterator[Any]:
             yield from flat_steps(step)
     elif transformer is not None and not _is_named(transformer, "passthrough"):
         yield transformer
+
+
+def nested_steps(transformer: Any) -> Iterator[Any]:
+    """Yield the steps of nested Pipelines, and those of the fitted collections among them.
+
+    Parameters
+    ----------
+    transformer : transformer, "passthrough" or None
+
+    Yields
+    ------
+    step : transformer that is no Pipeline
+    """
+    for step in flat_steps(transformer):
+        yield step
+        if type(step) in (ColumnTransformer, FeatureUnion):
+            for _, part in _kept_parts(step):
+                yield from nested_steps(part)
 
 
 def _is_named(transformer: Any, word: str) -> bool:
@@ -155,7 +175,7 @@ def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
     weights = transformer.transformer_weights or {}
     parts = [
         _part(branch, reads, weights.get(name), n_outputs, start)
-        for name, branch, reads, n_outputs in part_branches(transformer, n_values)
+        for name, branch, reads, n_outputs in branches(transformer, n_values)
     ]
     after = Gains.side_by_side([part_gains for _, part_gains in parts], n_columns)
     if gains.moves is None:
@@ -163,7 +183,7 @@ def described_step(transformer: Any, gains: Gains) -> tuple[MapBound, Gains]:
     return _side_by_side([bound for bound, _ in parts], n_values), after
 
 
-def part_branches(
+def branches(
     transformer: Any, n_values: int
 ) -> Iterator[tuple[str, Any, NDArray[np.intp], int | None]]:
     """Yield name, transformer, indices of what it reads, and the number of its outputs if known.
@@ -212,12 +232,25 @@ def _n_inputs(transformer: Any) -> int:
     return next(int(part.n_features_in_) for part in parts if hasattr(part, "n_features_in_"))
 
 
-def is_weighted(transformer: Any) -> bool:
+def _is_weighted(transformer: Any) -> bool:
     """Whether any part of a step is multiplied by an entry of transformer_weights."""
     if type(transformer) not in (ColumnTransformer, FeatureUnion):
         return False
     steps = (step for _, part in _kept_parts(transformer) for step in flat_steps(part))
-    return bool(transformer.transformer_weights) or any(map(is_weighted, steps))
+    return bool(transformer.transformer_weights) or any(map(_is_weighted, steps))
+
+
+def weighted_reads(transformer: Any, gains: Gains) -> NDArray[np.intp]:
+    """Return which values that may move are read by parts with an entry of transformer_weights."""
+    found = [np.arange(0)]
+    if _is_weighted(transformer):
+        weights = transformer.transformer_weights or {}
+        n_values = _n_inputs(transformer) if gains.moves is None else len(gains.moves)
+        for name, branch, reads, _ in branches(transformer, n_values):
+            if weights.get(name) is not None or any(map(_is_weighted, flat_steps(branch))):
+                found.append(reads)
+    every = np.unique(np.concatenate(found))
+    return every if gains.moves is None else every[gains.moves[every]]
 
 
 def _part(
@@ -240,7 +273,7 @@ def _part(
         bound, gains = described_step(transformer, gains)
         chain.append(bound)
     if weight is not None:
-        chain.append(_weighting(float(weight)))
+        chain.append(weighting(float(weight)))
         gains = gains.through(chain[-1])
     if not all(np.isfinite(bound.at_zero) for bound in chain[:-1]):
         raise TypeError(
@@ -250,7 +283,7 @@ def _part(
     return replace(composed(chain), reads=reads), gains
 
 
-def _weighting(weight: float) -> MapBound:
+def weighting(weight: float) -> MapBound:
     """Multiplication by an entry of transformer_weights."""
     size = lipschitz_constant(abs(weight), weight)
 

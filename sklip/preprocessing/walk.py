@@ -23,11 +23,53 @@ from sklip.certified.arithmetic import Affine, Arithmetic
 from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound
 from sklip.certified.radii import row_lengths_upper
-from sklip.preprocessing.steps import described_steps, is_weighted
+from sklip.preprocessing.steps import described_steps, weighted_reads
 
-__all__ = ["Distances", "fixed_mask", "walk"]
+__all__ = ["Distances", "check_columns", "check_shape", "column_positions", "fixed_mask", "walk"]
 
 Distances = NDArray[np.float64] | float
+
+
+def column_positions(
+    columns: Iterable[str | int], names: NDArray[Any] | None, n_columns: int, argument: str
+) -> list[int]:
+    """Return positions at ``fit`` of columns that are given by name or position.
+
+    Parameters
+    ----------
+    columns : iterable of str or int
+    names : ndarray of shape (n_columns,), or None
+        Names of the columns, where they have any.
+    n_columns : int
+    argument : str
+        What the caller calls `columns`, for errors.
+
+    Returns
+    -------
+    positions : list of int
+
+    Raises
+    ------
+    ValueError
+        For what names no column.
+    """
+    if isinstance(columns, str | bytes) or not isinstance(columns, Iterable):
+        raise ValueError(f"{argument} must be an iterable of columns, got {columns!r}.")
+    known = {} if names is None else {name: position for position, name in enumerate(names)}
+    positions = []
+    for column in columns:
+        position = known.get(column) if isinstance(column, str) else column
+        if isinstance(position, bool) or not isinstance(position, int | np.integer):
+            raise ValueError(
+                f"{argument} must be names of columns seen at fit, or positions, got "
+                f"{column!r}; the names are {list(known)}."
+            )
+        if not 0 <= position < n_columns:
+            raise ValueError(
+                f"{argument} must be positions of at least 0 and below {n_columns}, got {column!r}."
+            )
+        positions.append(int(position))
+    return positions
 
 
 def fixed_mask(
@@ -53,21 +95,7 @@ def fixed_mask(
         For what names no column, and if no column is left to change.
     """
     fixed = np.zeros(n_columns, dtype=bool)
-    if isinstance(fixed_columns, str | bytes) or not isinstance(fixed_columns, Iterable):
-        raise ValueError(f"fixed_columns must be an iterable of columns, got {fixed_columns!r}.")
-    known = {} if names is None else {name: position for position, name in enumerate(names)}
-    for column in fixed_columns:
-        position = known.get(column) if isinstance(column, str) else column
-        if isinstance(position, bool) or not isinstance(position, int | np.integer):
-            raise ValueError(
-                "fixed_columns must be names of columns seen at fit, or positions, got "
-                f"{column!r}; the names are {list(known)}."
-            )
-        if not 0 <= position < n_columns:
-            raise ValueError(
-                f"fixed_columns must be positions of at least 0 and below {n_columns}, got {column!r}."
-            )
-        fixed[position] = True
+    fixed[column_positions(fixed_columns, names, n_columns, "fixed_columns")] = True
     if fixed.all():
         raise ValueError("fixed_columns must leave at least one column that can change.")
     return fixed
@@ -107,8 +135,8 @@ def walk(
         For a step without a proven bound, before any work is done.
     """
     known, gains = described_steps(steps, start)
-    _check_shape(X)
-    _check_columns(steps, X, names)
+    check_shape(X)
+    check_columns(steps, X, names)
     # A scaler with copy=False overwrites what it is given, and so may any step on fixed columns: not
     # the caller's X.
     fixed = start.moves is None or not start.moves.all()
@@ -117,15 +145,16 @@ def walk(
     longest: Distances = math.inf
     for transformer, (bound, before) in zip(steps, known, strict=True):
         rows = _numbers(values, names, bound, before)
-        names = None  # of the caller's columns
-        missing = np.isnan(rows)
-        longest = np.where(missing.any(axis=1), 0.0, longest)
-        lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
-        if is_weighted(transformer) and not _all_floating(values):
+        weighted = weighted_reads(transformer, before)
+        if len(weighted) and not _all_floating(_columns(values, names, weighted)):
             raise TypeError(
                 f"{type(transformer).__name__} with transformer_weights may overflow on integers; "
                 "convert X to floating point."
             )
+        names = None  # of the caller's columns
+        missing = np.isnan(rows)
+        longest = np.where(missing.any(axis=1), 0.0, longest)
+        lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
         values = transformer.transform(values)
         coarse = coarse or _has_float32(values)
     # Each step may compute in the coarsest precision that occurs.
@@ -191,7 +220,14 @@ def _numbers(
     return numbers
 
 
-def _check_shape(X: Any) -> None:
+def _columns(values: Any, names: NDArray[Any] | None, positions: NDArray[np.intp]) -> Any:
+    """Return some columns where types may differ between them, else all."""
+    if names is None or not hasattr(values, "columns"):
+        return values
+    return values[list(names[positions])]
+
+
+def check_shape(X: Any) -> None:
     """Refuse what scikit-learn's steps would refuse, in their words."""
     shape = np.shape(X)
     if len(shape) != 2:
@@ -202,7 +238,7 @@ def _check_shape(X: Any) -> None:
         )
 
 
-def _check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:
+def check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:
     """Only a ColumnTransformer goes by names: elsewhere another order is another row."""
     if names is None or not hasattr(X, "columns"):
         return

@@ -337,3 +337,24 @@ def test_measured_lengths_are_upper_bounds_and_close(scale, dtype):
         # The forward pass sums in another order.
         assert (found >= exact * (1 - 1e-6)).all()
         assert (found <= exact * (1 + 1e-4) + 256 * torch.finfo(dtype).tiny ** 0.5).all()
+
+
+@pytest.mark.parametrize("make", [linear_network, sorting_network], ids=lambda make: make.__name__)
+def test_errors_of_any_class_bound_those_of_all_its_differences(make):
+    network = make().float().requires_grad_(False)
+    certified = CertifiedNetwork.prove(network, (N_FEATURES,), "float32")
+    rows = 100 * np.random.default_rng(0).normal(size=(100, N_FEATURES)).astype(np.float32)
+    decided = certified.decisions(rows)
+    worst = 0.0
+    for code in range(3):
+        assert decided.pairs_of(code).tolist() == [code] * 100
+        errors = decided.errors_of(code)
+        for row, logits, bound in zip(rows, decided.logits, errors, strict=True):
+            exact = exact_logits(network, row)
+            for other in range(3):
+                difference = Fraction(float(logits[code])) - Fraction(float(logits[other]))
+                error = abs(difference - (exact[code] - exact[other]))
+                assert error <= Fraction(float(bound[other]))
+                worst = max(worst, float(error) / max(float(bound[other]), 1e-300))
+    # Bounds of thousands of sums are kept by a few units, and no better.
+    assert worst > 1e-3

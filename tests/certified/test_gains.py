@@ -45,6 +45,10 @@ class Chain:
             # Values of about 1: some are clipped.
             step = MapBound(np.abs(factors).max(), factors=np.abs(factors))
             self._append(lambda z: factors[:, None] * np.clip(z, -1, 1), step)
+        elif kind == "fold":
+            # Neither rising nor falling: it moves values by factors on either side of 0.
+            step = MapBound(np.abs(factors).max(), factors=np.abs(factors))
+            self._append(lambda z: factors[:, None] * np.maximum(z, -z / 2), step)
         elif kind == "pick":
             picked = rng.integers(0, n, rng.integers(1, 5))
             constant = np.sqrt(np.bincount(picked).max())
@@ -92,7 +96,7 @@ class Chain:
 
 
 LINEAR = ("scale", "pick", "matrix", "side")
-ALL = (*LINEAR, "clip", "sort")
+ALL = (*LINEAR, "clip", "fold", "sort")
 
 
 def drawn_chain(seed, kinds):

@@ -273,7 +273,7 @@ def test_standard_deviations_are_those_of_the_training_data(name):
     pipeline = make_pipeline(*map(clone, KNOWN[name]), quick(max_epochs=1)).fit(X, y)
     names, fixed = None, np.zeros(5, dtype=bool)
     found = standard_deviations(
-        [step for _, step in pipeline.steps[:-1]], pipeline[-1].feature_std_, names, fixed
+        [([step for _, step in pipeline.steps[:-1]], pipeline[-1].feature_std_)], names, fixed
     )
     np.testing.assert_allclose(found, X.std(axis=0), rtol=1e-9)
     np.testing.assert_allclose(
@@ -352,7 +352,7 @@ def test_scorers_displays_and_wrapped_estimators_take_a_scale(scale):
 
 
 def test_a_column_that_limits_all_radii_is_named_once_with_the_remedy(frame, monkeypatch):
-    monkeypatch.setattr("sklip.opened._WARNED", set())
+    monkeypatch.setattr("sklip.certification.chains._WARNED", set())
     X, y = frame
     X = X[list("abcde")]
     pipeline = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(X, y)
@@ -367,7 +367,7 @@ def test_a_column_that_limits_all_radii_is_named_once_with_the_remedy(frame, mon
     assert "column 'a'" in str(warning.message)
     assert "scale='std'" in str(warning.message)
     # Warnings are errors here.
-    monkeypatch.setattr("sklip.opened._WARNED", set())
+    monkeypatch.setattr("sklip.certification.chains._WARNED", set())
     certificates(pipeline, X, scale="std")
     certificates(pipeline, X, scale=np.ones(5))
     certificates(pipeline, X, fixed_columns=["a", "b"])

@@ -11,12 +11,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
+    Binarizer,
     FunctionTransformer,
     MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
     PolynomialFeatures,
-    QuantileTransformer,
     RobustScaler,
     StandardScaler,
 )
@@ -101,7 +101,7 @@ class LouderScaler(StandardScaler):
         Normalizer(),
         FunctionTransformer(),
         PolynomialFeatures(),
-        QuantileTransformer(n_quantiles=5),
+        Binarizer(),
         LouderScaler(),
     ],
     ids=str,

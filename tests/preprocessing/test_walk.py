@@ -333,3 +333,23 @@ def test_what_is_no_table_is_refused_in_scikit_learns_words(rows, message):
     pipeline.fit(X, X[:, 0] > 0)
     with pytest.raises(ValueError, match=message):
         certificates(pipeline, rows)
+
+
+def test_weights_of_parts_on_fixed_columns_need_no_floating_point(mixed_table):
+    """Words are taken as given, and integers that no weight multiplies can't overflow."""
+    X, y = mixed_table
+    parts = [
+        ("numbers", StandardScaler(), ["age", "visits"]),
+        ("names", OneHotEncoder(sparse_output=False), ["city"]),
+    ]
+    pipeline = make_pipeline(ColumnTransformer(parts, transformer_weights={"names": 0.5}), quick())
+    assert certificates(pipeline.fit(X, y), X, fixed_columns=["city"]).max() > 0
+    pipeline[0].set_params(transformer_weights={"names": 0.5, "numbers": 2.0})
+    with pytest.raises(TypeError, match="may overflow on integers"):
+        certificates(pipeline.fit(X, y), X, fixed_columns=["city"])
+    floats = X.astype({"visits": float})
+    assert certificates(pipeline, floats, fixed_columns=["city"]).max() > 0
+    nested = ColumnTransformer([("outer", FeatureUnion([("a", pipeline[0])]), list(X.columns))])
+    pipeline = make_pipeline(nested, quick()).fit(X, y)
+    with pytest.raises(TypeError, match="may overflow on integers"):
+        certificates(pipeline, X, fixed_columns=["city"])

@@ -3,13 +3,25 @@ r"""How far single columns may move alone before the predicted class can change.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification import opened
-from sklip.opened import refuse_images
+from sklip.certification.chains import (
+    Chain,
+    View,
+    common_columns,
+    refuse_images,
+    start_of,
+    view_of,
+)
+from sklip.certification.deciders import See
+from sklip.certification.wrappers import decider_of
+from sklip.certified import Gains
+from sklip.certified.arithmetic import FLOOR
+from sklip.preprocessing.changes import Changes
 from sklip.preprocessing.steps import described_steps
 from sklip.rows import as_numpy
 
@@ -21,8 +33,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
 
     For every x' that differs from the row x in column c only, with :math:`|x'_c - x_c|` below the
     range, ``estimator.predict`` gives the class that it gives for x. Ranges are in the columns' own
-    units. Up to rounding they are at least the joint radius of :func:`certificates`, and most often far
-    larger: that speaks of all columns at once. Nothing is claimed of two columns that move together.
+    units, and up to rounding at least the joint radius of :func:`certificates`, which is as small as
+    the column that counts most needs it. Nothing is claimed of two columns that move together.
 
     Parameters
     ----------
@@ -43,7 +55,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     Raises
     ------
     TypeError
-        For an estimator without certificates, or a step without a proven bound.
+        For an estimator without certificates, a step without a proven bound, and members of a vote
+        that were fitted on other columns.
     ValueError
         For fixed columns that there are none of, and for images.
 
@@ -56,6 +69,13 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     Each difference of logits moves by at most :math:`K_{yj,c}` for each unit of column c, from the
     column c of all linear maps up to the first layer that is not linear, multiplied in one matrix, and
     the constants behind. For a linear classifier the ranges are the exact distances.
+
+    An orthogonal first layer that is as wide as its input or wider weighs all columns alike: behind a
+    StandardScaler, their ranges are then the same number of standard deviations. A narrower one, and a
+    projection, or weights of columns (`column_weights_`), tells columns apart.
+
+    Of a vote and behind a threshold, ranges are found as radii are, from these constants of each
+    network.
 
     The column that limits the joint radius of a row in units of `scale` most is the one of the smallest
     range in these units: ``(ranges / scale).idxmin(axis=1)`` for DataFrames.
@@ -74,22 +94,33 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     >>> bool((ranges.min(axis=1) > 0.999 * certificates(pipeline, X)).all())
     True
     """
-    X = as_numpy(X)
+    decider, X = decider_of(estimator), as_numpy(X)
     refuse_images(X, "certified_ranges")
-    parts = opened(estimator, X, fixed_columns)
-    _, gains = described_steps(parts.steps, parts.start())
-    reaches = gains.of_columns > 0
+    chains = decider.chains
+    names, _ = common_columns(chains, X, told_apart=True)
+    start = start_of(chains, X, Changes(fixed_columns))
+    gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
+    reaches = gains > 0
     # In units in which all columns count alike, what rounding costs is of the same size for each.
-    units = np.where(reaches, 1.0 / np.where(reaches, gains.of_columns, 1.0), 1.0)
-    rows = parts.rows(X, parts.start(units))
-    margins = rows.network.margins_behind(rows.gains)
-    logits = rows.decided.logits
-    ranges = np.full((len(logits), len(units)), np.inf)
+    units = np.where(reaches, np.maximum(1.0 / np.where(reaches, gains, 1.0), FLOOR), 1.0)
+    fixed = start.matrix == 0
+    start = Gains.at_start(len(fixed), fixed, units)
+    views = {id(chain): view_of(chain, X, start) for chain in chains}
+    margins = {key: view.network.margins_behind(view.gains) for key, view in views.items()}
+
+    def seen_if_alone(column: int) -> See:
+        def see(chain: Chain) -> View:
+            return replace(views[id(chain)], bounds=margins[id(chain)].of_column(column))
+
+        return see
+
+    n_rows = len(views[id(chains[0])].decided.logits)
+    ranges = np.full((n_rows, len(units)), np.inf)
     for column in np.flatnonzero(reaches).tolist():
-        radii = rows.budget(margins.of_column(column)).radii(logits)
-        ranges[:, column] = _in_units(radii, units[column])
-    ranges[:, parts.fixed] = np.nan
-    return _like(X, ranges, parts.names)
+        claims = decider.claims(seen_if_alone(column))
+        ranges[:, column] = _in_units(claims.radii, units[column])
+    ranges[:, fixed] = np.nan
+    return _like(X, ranges, names)
 
 
 def _in_units(radii: NDArray[np.float64], unit: float) -> NDArray[np.float64]:
