@@ -32,8 +32,8 @@ class Pace:
     learning_rate: float
 
     def hurried(self) -> Self:
-        """Return half the epochs at twice the rate: nearly as good a network for a comparison."""
-        return replace(self, max_epochs=-(-self.max_epochs // 2), learning_rate=2 * self.learning_rate)
+        """Return a third of the epochs at thrice the rate: a network good enough to compare."""
+        return replace(self, max_epochs=-(-self.max_epochs // 3), learning_rate=3 * self.learning_rate)
 
     @classmethod
     def resolve(
