@@ -26,7 +26,7 @@ __all__ = ["SMALL_TABLE_ROWS", "NetworkPlan", "lipschitz_cnn", "lipschitz_mlp", 
 
 # Up to this many rows a table is one batch, and narrow layers are as good as wide ones.
 SMALL_TABLE_ROWS = 1024
-_SMALL_TABLE_SIZES = (64, 64)
+_SMALL_TABLE_SIZES = (128, 64)
 _TABLE_SIZES = (256, 64)
 _IMAGE_SIZES = (256, 256)
 

@@ -244,7 +244,7 @@ def plan(
         ({}, "cnn", (4, 8), (256, 256)),
         ({"input_shape": (5,)}, "mlp", (), (256, 64)),
         ({"architecture": "mlp"}, "mlp", (), (256, 64)),
-        ({"architecture": "mlp", "n_samples": 1024}, "mlp", (), (64, 64)),
+        ({"architecture": "mlp", "n_samples": 1024}, "mlp", (), (128, 64)),
         ({"architecture": "mlp", "n_samples": 1025}, "mlp", (), (256, 64)),
         ({"n_samples": 100}, "cnn", (4, 8), (256, 256)),
         ({"hidden_layer_sizes": [8, np.int64(6)]}, "cnn", (4, 8), (8, 6)),

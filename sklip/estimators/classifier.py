@@ -69,7 +69,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Channels of each convolution of the "cnn" architecture, even; "auto" is (32, 32, 64) for
         images of up to 32 pixels, and one more of 64 for each further halving.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
-        Widths of the dense hidden layers, even; "auto" is (64, 64) for tables of up to 1024 rows and
+        Widths of the dense hidden layers, even; "auto" is (128, 64) for tables of up to 1024 rows and
         (256, 64) for larger ones, and (256, 256) behind convolutions.
     max_epochs : int or "auto", default="auto"
         Passes over the training data; "auto" is 10, or more where 10 make less than 400

@@ -29,7 +29,7 @@ def test_rows_of_weight_zero_choose_no_widths_and_no_batches(digits):
     weight[:900] = 1.0
     clf = LipschitzClassifier(max_epochs=1).fit(X, y, weight)
     assert len(X) > 1024
-    assert clf.net_.module_[1].out_features == 64
+    assert clf.net_.module_[1].out_features == 128
     assert clf.net_.batch_size == 900
 
 
