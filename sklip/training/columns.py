@@ -2,13 +2,12 @@ r"""Columns of a table that are weakened where they are no better than noise.
 
 Note [Weights of columns]
 -------------------------
-An orthogonal layer keeps every column at its
-full size, so a network that fits its training rows exactly fits them through noise as well as
-through anything else: of 100 columns with 5 that matter and 160 rows, it is right on 64 % of other
-rows. A :class:`sklip.layers.ColumnWeightedLinear` has a weight in [0, 1] for each column, which
-costs nothing in robustness, and training is to lower those of noise. A column that has nothing to
-do with the target changes the mean loss of n rows by chance: the derivative by its weight has a
-standard deviation of at most
+An orthogonal layer keeps every column at its full size, so a network that fits its training rows
+exactly fits them through noise as well as through anything else: of 100 columns with 5 that matter
+and 160 rows, it is right on 64 % of other rows. A :class:`sklip.layers.ColumnWeightedLinear` has a
+weight in [0, 1] for each column, which costs nothing in robustness, and training is to lower those
+of noise. A column that has nothing to do with the target changes the mean loss of n rows by chance:
+the derivative by its weight has a standard deviation of at most
 
 .. math::
     \sigma_c \, \rho / \sqrt n, \qquad
