@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import (
     Binarizer,
     FunctionTransformer,
@@ -281,3 +281,21 @@ def test_where_a_rule_knows_no_end_of_the_rounding_error_nothing_is_certified(na
 def test_the_refusal_says_how_to_register_a_rule():
     with pytest.raises(TypeError, match=r"Halve has .*\.register_transformer"):
         transformer_bound(Halve().fit(TABLE))
+
+
+@pytest.mark.skipif(not hasattr(MaxAbsScaler(), "clip"), reason="needs a later scikit-learn")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_max_abs_scaler_that_clips_is_not_linear(seed):
+    """Beyond the range only one of two copies moves: the sum of their weights may be far less."""
+    rng = np.random.default_rng(seed)
+    X = rng.uniform(-1, 1, size=(40, 1))
+    both = make_union(MaxAbsScaler(clip=True), MaxAbsScaler())
+    model = LipschitzClassifier(
+        hidden_layer_sizes=(), max_epochs=1, learning_rate=1e-9, random_state=seed, dtype="float64"
+    )
+    pipeline = make_pipeline(both, model).fit(X, (X[:, 0] > 0).astype(int))
+    assert not described_transformer(both.fit(X).transformer_list[0][1]).linear
+    for x in np.linspace(-4, 4, 17):
+        radius = min(float(certificates(pipeline, [[x]])[0]), 1e3)
+        nearby = x + radius * np.linspace(-0.999, 0.999, 401)
+        assert np.unique(pipeline.predict(nearby[:, None])).size == 1
