@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification.chains import common_columns, start_of, view_of, warn_of_a_throttle
+from sklip.certification.chains import (
+    common_columns,
+    refuse_other_labels,
+    start_of,
+    view_of,
+    warn_of_a_throttle,
+)
 from sklip.certification.deciders import ByNetwork, Claims, Decider
 from sklip.certification.wrappers import decider_of
 from sklip.preprocessing.changes import Changes
@@ -245,6 +251,7 @@ def _claimed(estimator: Any, X: Any, changes: Changes) -> tuple[Decider, NDArray
     """Return how an estimator decides, X, and what is certified of its rows."""
     decider, X = decider_of(estimator), as_numpy(X)
     chains, edits = decider.chains, None
+    refuse_other_labels(X, chains[0].names, changes)
     if changes.categorical_edits is not None:
         names, n_columns = common_columns(chains, X, told_apart=True)
         edits = CategoricalEdits(changes, [chain.steps for chain in chains], X, names, n_columns)

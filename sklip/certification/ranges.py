@@ -14,6 +14,7 @@ from sklip.certification.chains import (
     View,
     common_columns,
     refuse_images,
+    refuse_other_labels,
     start_of,
     view_of,
 )
@@ -98,7 +99,9 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     refuse_images(X, "certified_ranges")
     chains = decider.chains
     names, _ = common_columns(chains, X, told_apart=True)
-    start = start_of(chains, X, Changes(fixed_columns))
+    changes = Changes(fixed_columns)
+    refuse_other_labels(X, names, changes)
+    start = start_of(chains, X, changes)
     gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
     reaches = gains > 0
     # A column alone may go as far as all of them together, measured as they are.

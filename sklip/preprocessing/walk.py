@@ -240,11 +240,13 @@ def check_shape(X: Any) -> None:
 
 def check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:
     """Only a ColumnTransformer goes by names: elsewhere another order is another row."""
-    if names is None or not hasattr(X, "columns"):
+    if not hasattr(X, "columns"):
         return
     columns = list(X.columns)
     if len(set(columns)) < len(columns):
         raise ValueError(f"columns of X must have different names, got {columns}.")
+    if names is None:
+        return
     by_name = steps and type(steps[0]) is ColumnTransformer
     if not by_name and columns != list(names):
         raise ValueError(
