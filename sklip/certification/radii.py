@@ -61,7 +61,8 @@ def certificates(
         :math:`\sum_c ((x'_c - x_c) / s_c)^2 < r^2`. A Series or dict goes by names or by positions at
         ``fit`` and may leave out fixed columns. "std" takes the standard deviations of the training
         data, where a StandardScaler or the classifier (`feature_std_`) saw them before any step
-        mixed columns; of several members of a vote, the first that knows. None: 1 for all, a radius in
+        mixed columns; of several members of a vote, the first that knows. They are those of the values
+        that it saw: filled in by a SimpleImputer, resampled or weighted. None: 1 for all, a radius in
         the units of X itself.
     categorical_edits : int, default=None
         How many columns of categories may take any other of their known values at the same time: the
