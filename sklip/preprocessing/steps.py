@@ -22,6 +22,7 @@ from sklip.preprocessing.rules import described_transformer
 
 __all__ = [
     "branches",
+    "check_width",
     "described_step",
     "described_steps",
     "flat_steps",
@@ -275,12 +276,29 @@ def _part(
     if weight is not None:
         chain.append(weighting(float(weight)))
         gains = gains.through(chain[-1])
+    if n_outputs is not None:
+        check_width(branch, gains, n_outputs)
     if not all(np.isfinite(bound.at_zero) for bound in chain[:-1]):
         raise TypeError(
             f"{type(branch).__name__} works on what other steps made of fixed columns, so its rounding "
             "has no bound; move the steps on fixed columns to the outermost ColumnTransformer."
         )
     return replace(composed(chain), reads=reads), gains
+
+
+def check_width(transformer: Any, gains: Gains, n_outputs: int) -> None:
+    """Refuse what is known of another number of values than there are behind a step.
+
+    Raises
+    ------
+    ValueError
+        Where a registered rule says of its factors, sources or matrix what is not so.
+    """
+    if gains.moves is not None and len(gains.moves) != n_outputs:
+        raise ValueError(
+            f"the rule of {type(transformer).__name__} is about {len(gains.moves)} outputs, but there "
+            f"are {n_outputs}; give factors, sources or a matrix of each, or the constant alone."
+        )
 
 
 def weighting(weight: float) -> MapBound:

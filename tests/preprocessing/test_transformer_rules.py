@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
@@ -299,3 +300,37 @@ def test_a_max_abs_scaler_that_clips_is_not_linear(seed):
         radius = min(float(certificates(pipeline, [[x]])[0]), 1e3)
         nearby = x + radius * np.linspace(-0.999, 0.999, 401)
         assert np.unique(pipeline.predict(nearby[:, None])).size == 1
+
+
+class Doubled(TransformerMixin, BaseEstimator):
+    """Gives every column twice."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return np.hstack([X, X])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_rule_about_another_number_of_outputs_is_refused(inside):
+    """A single factor, and no sources, speaks of as many outputs as inputs."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 2))
+    step = ColumnTransformer([("twice", Doubled(), [0, 1])]) if inside else Doubled()
+    model = LipschitzClassifier(hidden_layer_sizes=(), max_epochs=2, random_state=0)
+    pipeline = make_pipeline(step, model).fit(X, X[:, 0] > 0)
+    try:
+        register_transformer(Doubled)(
+            lambda _: MapBound(2**0.5, lambda _: Affine(), factors=1.0, linear=True)
+        )
+        with pytest.raises(ValueError, match="the rule of Doubled is about 2 outputs, but there are 4"):
+            certificates(pipeline, X)
+        places = np.array([0, 1, 0, 1])
+        register_transformer(Doubled)(
+            lambda _: MapBound(2**0.5, lambda _: Affine(), factors=1.0, sources=places, linear=True)
+        )
+        assert (certificates(pipeline, X) > 0).all()
+    finally:
+        TRANSFORMERS._rules.pop(Doubled, None)
