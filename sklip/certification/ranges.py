@@ -69,7 +69,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     -----
     Each difference of logits moves by at most :math:`K_{yj,c}` for each unit of column c, from the
     column c of all linear maps up to the first layer that is not linear, multiplied in one matrix, and
-    the constants behind. For a linear classifier the ranges are the exact distances.
+    the constants behind. For a linear classifier behind linear steps the ranges are the exact
+    distances.
 
     An orthogonal first layer that is as wide as its input or wider weighs all columns alike: behind a
     StandardScaler, their ranges are then the same number of standard deviations. A narrower one, and a
