@@ -18,7 +18,7 @@ from sklip.certified.arithmetic import FLOOR, Affine, Arithmetic
 from sklip.certified.gains import Gains
 from sklip.certified.integrity import refuse_altered
 from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
-from sklip.preprocessing.rules import described_transformer
+from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
 
 __all__ = [
     "branches",
@@ -26,6 +26,7 @@ __all__ = [
     "described_step",
     "described_steps",
     "flat_steps",
+    "may_narrow",
     "nested_steps",
     "transformer_bound",
     "weighted_reads",
@@ -112,6 +113,21 @@ def nested_steps(transformer: Any) -> Iterator[Any]:
         if type(step) in (ColumnTransformer, FeatureUnion):
             for _, part in _kept_parts(step):
                 yield from nested_steps(part)
+
+
+def may_narrow(transformer: Any) -> bool:
+    """Whether steps inside of a step may compute in a lower precision than it is given and gives.
+
+    sklip's own rules are of transformers that keep that of floating-point numbers.
+    """
+    if type(transformer) not in (ColumnTransformer, FeatureUnion):
+        return False
+    for _, part in _kept_parts(transformer):
+        chain = list(flat_steps(part))
+        before = [inner for step in chain[:-1] for inner in nested_steps(step)]
+        if any(map(TRANSFORMERS.is_foreign, before)) or any(map(may_narrow, chain)):
+            return True
+    return False
 
 
 def _is_named(transformer: Any, word: str) -> bool:

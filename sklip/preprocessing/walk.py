@@ -23,7 +23,7 @@ from sklip.certified.arithmetic import Affine, Arithmetic
 from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound
 from sklip.certified.radii import row_lengths_upper
-from sklip.preprocessing.steps import check_width, described_steps, weighted_reads
+from sklip.preprocessing.steps import check_width, described_steps, may_narrow, weighted_reads
 
 __all__ = ["Distances", "check_columns", "check_shape", "column_positions", "fixed_mask", "walk"]
 
@@ -160,7 +160,7 @@ def walk(
         lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
         values = transformer.transform(values)
         check_width(transformer, after, np.shape(values)[1])
-        coarse = coarse or _has_float32(values)
+        coarse = coarse or _has_float32(values) or may_narrow(transformer)
     # Each step may compute in the coarsest precision that occurs.
     arithmetic = Arithmetic("float32" if coarse else "float64")
     error_at_x, error_at_neighbour = Affine(), Affine()

@@ -334,3 +334,41 @@ def test_a_rule_about_another_number_of_outputs_is_refused(inside):
         assert (certificates(pipeline, X) > 0).all()
     finally:
         TRANSFORMERS._rules.pop(Doubled, None)
+
+
+class Single(TransformerMixin, BaseEstimator):
+    """Casts to single precision."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return np.asarray(X).astype(np.float32)
+
+
+def test_what_a_part_computes_in_single_precision_is_charged_so():
+    """The part beside it makes float64 of all that comes out."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    part = make_pipeline(Single(), MinMaxScaler((1000, 1001)), MinMaxScaler())
+    steps = ColumnTransformer([("single", part, [0]), ("double", "passthrough", [1])])
+    model = LipschitzClassifier(hidden_layer_sizes=(), max_epochs=20, random_state=0, dtype="float64")
+    pipeline = make_pipeline(steps, model).fit(X, X[:, 0] > 0)
+    assert steps.fit_transform(X).dtype == np.float64
+    same, other = X[~pipeline.predict(X)][0], X[pipeline.predict(X)][0]
+    for _ in range(60):
+        middle = (same + other) / 2
+        same, other = (same, middle) if pipeline.predict(middle[None])[0] else (middle, other)
+    near = same + np.outer([*-np.logspace(-7, -1, 40), *np.logspace(-7, -1, 40)], [1.0, 0.0])
+    register_transformer(Single)(
+        lambda _: MapBound(1.0, lambda _: Affine(1e-38, 2.0**-24), factors=1.0)
+    )
+    try:
+        radii = certificates(pipeline, near)
+    finally:
+        TRANSFORMERS._rules.pop(Single)
+    assert radii.max() > 1e-3
+    for row, radius, label in zip(near, radii, pipeline.predict(near), strict=True):
+        around = row + np.outer(np.linspace(-1, 1, 501) * radius * (1 - 1e-9), [1.0, 0.0])
+        assert radius == 0 or (pipeline.predict(around) == label).all()
