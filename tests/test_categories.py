@@ -679,3 +679,12 @@ def test_other_parts_on_categories_are_refused_unless_held_fixed(table):
 def test_what_is_no_such_table_is_refused(pipelines, table, convert, error, message):
     with pytest.raises(error, match=message):
         certificates(pipelines("by name"), convert(table[0]), categorical_edits=1)
+
+
+def test_an_encoder_without_outputs_moves_nothing():
+    """Of two categories one is dropped, and the other is infrequent as well."""
+    X = pd.DataFrame({"x": np.arange(20.0), "k": ["a"] * 10 + ["b"] * 10})
+    encoder = OneHotEncoder(drop="first", min_frequency=15, sparse_output=False)
+    steps = ColumnTransformer([("x", StandardScaler(), ["x"]), ("k", encoder, ["k"])])
+    assert steps.fit_transform(X).shape == (20, 1)
+    assert categorical_edit_lengths(steps) == {"k": 0.0}

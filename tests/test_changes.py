@@ -380,3 +380,30 @@ def test_lengths_of_a_column_that_is_read_twice_and_mixed_add_up():
         assert length >= longest * (1 - 1e-12)
         if len(later) == 1:
             assert length == pytest.approx(longest, rel=1e-12)
+
+
+def test_positions_that_are_labels_of_other_columns_are_refused():
+    """Integers in another order: is 0 the first column, or that which is called 0?"""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(60, 3)) * [1.0, 10.0, 100.0], columns=[2, 0, 1])
+    pipeline = make_pipeline(StandardScaler(), quick()).fit(X, X[2] > 0)
+    rows, message = X.iloc[:5], "positions at fit, but {} is the label of the column at position"
+    with pytest.raises(ValueError, match=message.format(2)):
+        certificates(pipeline, rows, scale=X.std())
+    with pytest.raises(ValueError, match=message.format(0)):
+        certificates(pipeline, rows, fixed_columns=[0])
+    with pytest.raises(ValueError, match=message.format(0)):
+        certified_ranges(pipeline, rows, fixed_columns=[0])
+    in_deviations = certificates(pipeline, rows, scale=X.std(ddof=0).to_numpy())
+    np.testing.assert_allclose(certificates(pipeline, rows, scale="std"), in_deviations)
+    ordered = X.set_axis([0, 1, 2], axis=1)
+    again = certificates(pipeline, ordered.iloc[:5], scale=ordered.std(ddof=0))
+    np.testing.assert_array_equal(again, in_deviations)
+
+
+def test_columns_of_one_name_are_refused_of_pipelines_that_know_no_names():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    pipeline = make_pipeline(StandardScaler(), quick()).fit(X, X[:, 0] > 0)
+    with pytest.raises(ValueError, match="must have different names"):
+        certificates(pipeline, pd.DataFrame(X, columns=["a", "b", "b"]))

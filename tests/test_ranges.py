@@ -199,3 +199,17 @@ def test_a_convolution_bounds_all_pixels_alike(few_digits):
     clf = quick(input_shape=(1, 8, 8), conv_channels=(4,), max_epochs=1).fit(X, y)
     ranges, radii = certified_ranges(clf, X[:20]), certificates(clf, X[:20])
     np.testing.assert_allclose(ranges, np.repeat(radii[:, None], 64, axis=1), rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e-12, 1e-3])
+def test_ranges_are_at_least_the_joint_radius(weight, dtype):
+    """Also beside a column that hardly counts, whose unit is so large that its rounding costs all."""
+    X, y = table()
+    X = (X / SPREAD).astype(dtype)
+    parts = [("a", StandardScaler(), [0, 1, 2, 3]), ("b", StandardScaler(), [4])]
+    steps = ColumnTransformer(parts, transformer_weights={"b": weight})
+    pipeline = make_pipeline(steps, quick()).fit(X, y)
+    radii = certificates(pipeline, X)
+    assert (radii > 0).mean() > 0.9
+    assert (certified_ranges(pipeline, X) >= radii[:, None]).all()

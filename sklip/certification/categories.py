@@ -23,8 +23,10 @@ def categorical_edit_lengths(estimator: Any) -> dict[str | int, float]:
     the classifier; exact where steps after the encoder leave its columns apart, else an upper bound. A
     row whose radius in these units is larger keeps its class under the edit, so an `eps` of the
     classifier of at least as much trains for one edit; edits of two columns add up to
-    :math:`\sqrt{d_1^2 + d_2^2}`. In one-hot columns it is :math:`\sqrt 2`, whatever the columns of
-    numbers are scaled to; ``transformer_weights={"categories": 0.5}`` of a ColumnTransformer halves it.
+    :math:`\sqrt{d_1^2 + d_2^2}` where steps after the encoders leave columns apart, and to
+    :math:`d_1 + d_2` at most where one mixes them (PCA, say). In one-hot columns it is
+    :math:`\sqrt 2`, whatever the columns of numbers are scaled to;
+    ``transformer_weights={"categories": 0.5}`` of a ColumnTransformer halves it.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "View",
     "common_columns",
     "refuse_images",
+    "refuse_other_labels",
     "start_of",
     "view_of",
     "warn_of_a_throttle",
@@ -232,6 +233,29 @@ def refuse_images(X: Any, argument: str) -> None:
             f"{argument} needs X of flat rows, got shape {np.shape(X)}; flatten the images, "
             "channels first."
         )
+
+
+def refuse_other_labels(X: Any, names: NDArray[Any] | None, changes: Changes) -> None:
+    """Refuse positions that X has as labels of other columns, where columns had no names at ``fit``.
+
+    Raises
+    ------
+    ValueError
+        For a DataFrame whose labels are integers in another order than positions.
+    """
+    if names is not None or not hasattr(X, "columns"):
+        return
+    labels, scale = list(X.columns), changes.scale
+    scaled = scale.keys() if isinstance(scale, Mapping) or hasattr(scale, "items") else ()
+    for given in (changes.fixed_columns, changes.categorical_columns, scaled):
+        for column in given if isinstance(given, Iterable) else ():
+            other = isinstance(column, int | np.integer) and column in labels
+            if other and labels.index(column) != column:
+                raise ValueError(
+                    f"columns without names go by their positions at fit, but {column!r} is the label "
+                    f"of the column at position {labels.index(column)} of X; give the columns words "
+                    "for names before fit, or pass X and scale as arrays."
+                )
 
 
 def warn_of_a_throttle(gains: Gains, names: NDArray[Any] | None) -> None:

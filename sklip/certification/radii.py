@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certification.chains import common_columns, start_of, view_of, warn_of_a_throttle
+from sklip.certification.chains import (
+    common_columns,
+    refuse_other_labels,
+    start_of,
+    view_of,
+    warn_of_a_throttle,
+)
 from sklip.certification.deciders import ByNetwork, Claims, Decider
 from sklip.certification.wrappers import decider_of
 from sklip.preprocessing.changes import Changes
@@ -55,7 +61,8 @@ def certificates(
         :math:`\sum_c ((x'_c - x_c) / s_c)^2 < r^2`. A Series or dict goes by names or by positions at
         ``fit`` and may leave out fixed columns. "std" takes the standard deviations of the training
         data, where a StandardScaler or the classifier (`feature_std_`) saw them before any step
-        mixed columns; of several members of a vote, the first that knows. None: 1 for all, a radius in
+        mixed columns; of several members of a vote, the first that knows. They are those of the values
+        that it saw: filled in by a SimpleImputer, resampled or weighted. None: 1 for all, a radius in
         the units of X itself.
     categorical_edits : int, default=None
         How many columns of categories may take any other of their known values at the same time: the
@@ -245,6 +252,7 @@ def _claimed(estimator: Any, X: Any, changes: Changes) -> tuple[Decider, NDArray
     """Return how an estimator decides, X, and what is certified of its rows."""
     decider, X = decider_of(estimator), as_numpy(X)
     chains, edits = decider.chains, None
+    refuse_other_labels(X, chains[0].names, changes)
     if changes.categorical_edits is not None:
         names, n_columns = common_columns(chains, X, told_apart=True)
         edits = CategoricalEdits(changes, [chain.steps for chain in chains], X, names, n_columns)

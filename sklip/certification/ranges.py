@@ -14,6 +14,7 @@ from sklip.certification.chains import (
     View,
     common_columns,
     refuse_images,
+    refuse_other_labels,
     start_of,
     view_of,
 )
@@ -33,8 +34,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
 
     For every x' that differs from the row x in column c only, with :math:`|x'_c - x_c|` below the
     range, ``estimator.predict`` gives the class that it gives for x. Ranges are in the columns' own
-    units, and up to rounding at least the joint radius of :func:`certificates`, which is as small as
-    the column that counts most needs it. Nothing is claimed of two columns that move together.
+    units, and at least the joint radius of :func:`certificates`, which is as small as the column that
+    counts most needs it. Nothing is claimed of two columns that move together.
 
     Parameters
     ----------
@@ -68,7 +69,8 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     -----
     Each difference of logits moves by at most :math:`K_{yj,c}` for each unit of column c, from the
     column c of all linear maps up to the first layer that is not linear, multiplied in one matrix, and
-    the constants behind. For a linear classifier the ranges are the exact distances.
+    the constants behind. For a linear classifier behind linear steps the ranges are the exact
+    distances.
 
     An orthogonal first layer that is as wide as its input or wider weighs all columns alike: behind a
     StandardScaler, their ranges are then the same number of standard deviations. A narrower one, and a
@@ -91,21 +93,25 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     >>> ranges = certified_ranges(pipeline.fit(X, y), X)
     >>> ranges.shape
     (150, 4)
-    >>> bool((ranges.min(axis=1) > 0.999 * certificates(pipeline, X)).all())
+    >>> bool((ranges.min(axis=1) >= certificates(pipeline, X)).all())
     True
     """
     decider, X = decider_of(estimator), as_numpy(X)
     refuse_images(X, "certified_ranges")
     chains = decider.chains
     names, _ = common_columns(chains, X, told_apart=True)
-    start = start_of(chains, X, Changes(fixed_columns))
+    changes = Changes(fixed_columns)
+    refuse_other_labels(X, names, changes)
+    start = start_of(chains, X, changes)
     gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
     reaches = gains > 0
+    # A column alone may go as far as all of them together, measured as they are.
+    joint = decider.claims(lambda chain: view_of(chain, X, start)).radii
     # In units in which all columns count alike, what rounding costs is of the same size for each.
     units = np.where(reaches, np.maximum(1.0 / np.where(reaches, gains, 1.0), FLOOR), 1.0)
     fixed = start.matrix == 0
-    start = Gains.at_start(len(fixed), fixed, units)
-    views = {id(chain): view_of(chain, X, start) for chain in chains}
+    alike = Gains.at_start(len(fixed), fixed, units)
+    views = {id(chain): view_of(chain, X, alike) for chain in chains}
     margins = {key: view.network.margins_behind(view.gains) for key, view in views.items()}
 
     def seen_if_alone(column: int) -> See:
@@ -118,7 +124,7 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     ranges = np.full((n_rows, len(units)), np.inf)
     for column in np.flatnonzero(reaches).tolist():
         claims = decider.claims(seen_if_alone(column))
-        ranges[:, column] = _in_units(claims.radii, units[column])
+        ranges[:, column] = np.maximum(_in_units(claims.radii, units[column]), joint)
     ranges[:, fixed] = np.nan
     return _like(X, ranges, names)
 

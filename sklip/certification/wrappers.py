@@ -80,7 +80,7 @@ def register_wrapper(*wrapper_types: type) -> Callable[[Inner], Inner]:
 
     def registered(inner: Inner) -> Inner:
         for each in wrapper_types:
-            if issubclass(each, LipschitzClassifier) or each in _READ_HERE:
+            if issubclass(each, LipschitzClassifier) or each in _READ_HERE or _is_found(each):
                 raise ValueError(
                     f"wrapper_types must be classes that sklip does not read itself, got {each}; leave "
                     "it out."
@@ -114,7 +114,7 @@ def decider_of(estimator: Any, method: str = "predict") -> Decider:
     name = type(estimator).__name__
     if type(estimator) in _KINDS:
         return _KINDS[type(estimator)](estimator, method)
-    if _is_resampling(estimator):
+    if _is_resampling(type(estimator)):
         # Its samplers act in fit only: by this attribute it passes them over.
         return _in_pipeline(
             estimator, method, lambda step: () if hasattr(step, "fit_resample") else flat_steps(step)
@@ -135,6 +135,11 @@ def _is_search(estimator: Any, method: str) -> bool:
     """Whether it has what scikit-learn's searches share: methods that hand X to the best estimator."""
     shared = inspect.getattr_static(GridSearchCV, method)
     return inspect.getattr_static(estimator, method, None) is shared
+
+
+def _is_found(kind: type) -> bool:
+    """Whether a type is known without an entry."""
+    return _is_resampling(kind) or _is_search(kind, "predict")
 
 
 def _kind(*types: type) -> Callable[[Kind], Kind]:
@@ -161,10 +166,10 @@ def _in_pipeline(pipeline: Pipeline, method: str, acting: Callable[[Any], Iterab
     return decider_of(pipeline.steps[-1][1], method).behind(before)
 
 
-def _is_resampling(estimator: Any) -> bool:
+def _is_resampling(kind: type) -> bool:
     """Whether it is imbalanced-learn's Pipeline, of which there is none where that is not imported."""
     module = sys.modules.get("imblearn.pipeline")
-    return module is not None and type(estimator) is module.Pipeline
+    return module is not None and kind is module.Pipeline
 
 
 @_kind(CalibratedClassifierCV)

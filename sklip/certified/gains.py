@@ -173,6 +173,9 @@ class Gains:
         -------
         vectors : ndarray of shape (n_changes, n_values), or (n_changes, n_columns)
         """
+        if self.sources is not None and changes.shape[1] == 0:
+            # What is held fixed has a source, even where there is no column.
+            return np.zeros((len(changes), len(self.matrix)))
         if self.sources is not None:
             return changes[:, self.sources] * self.matrix
         if self.linear:

@@ -169,6 +169,11 @@ class Registry:
         """Return the known types by their full names."""
         return {f"{known.__module__}.{known.__qualname__}": known for known in self._rules}
 
+    def is_foreign(self, item: Any) -> bool:
+        """Whether the rule of an object is none of sklip's own."""
+        rule = self._rules.get(type(item))
+        return rule is not None and not str(getattr(rule, "__module__", "")).startswith("sklip.")
+
     def refuse_unknown(self, item: Any) -> None:
         """Raise a TypeError unless there is a rule and the object is what its class says."""
         if type(item) not in self._rules:

@@ -358,7 +358,18 @@ class CertifiedNetwork:
         margins : MarginGains
             Its `bounds`, for the `bounds` of :meth:`budget`, are for changes of all columns together;
             ``of_column`` gives those of one column.
+
+        Raises
+        ------
+        ValueError
+            For gains of another number of values than the network takes.
         """
+        n_values = math.prod(self.input_shape)
+        if gains.moves is not None and len(gains.moves) != n_values:
+            raise ValueError(
+                f"gains must be of the {n_values} values that the network takes, got those of "
+                f"{len(gains.moves)}."
+            )
         return MarginGains(flat_chain(self.network), self._maps, self.n_outputs, gains)
 
     def check_unchanged(self) -> None:

@@ -127,7 +127,9 @@ def _robust_scaler(scaler: RobustScaler) -> MapBound:
 @register_transformer(MaxAbsScaler)
 def _max_abs_scaler(scaler: MaxAbsScaler) -> MapBound:
     # Sparse rows are multiplied by inverses that have the precision of the scale.
-    return _divided(scaler.scale_, 0.0, scaler, scaler.scale_)
+    known = _divided(scaler.scale_, 0.0, scaler, scaler.scale_)
+    # Later versions of scikit-learn may clip to [-1, 1].
+    return replace(known, linear=known.linear and not getattr(scaler, "clip", False))
 
 
 def _divided(scale: Any, shift: Any, scaler: Any, *stored: NDArray[Any]) -> MapBound:

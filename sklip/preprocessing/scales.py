@@ -4,7 +4,8 @@ Note [Standard deviations]
 --------------------------
 No fitted estimator keeps its training data, but some keep standard deviations of their input: a
 StandardScaler, and the classifier. As long as a value is a raw column times a known factor f, the
-column's standard deviation is that of the value over |f|. The first along the way is taken.
+column's standard deviation is that of the value over |f|. The first along the way is taken. Where a
+SimpleImputer comes before it, the standard deviation is that of the filled column, which is smaller.
 """
 
 from __future__ import annotations

@@ -18,13 +18,15 @@ from sklip.certified.arithmetic import FLOOR, Affine, Arithmetic
 from sklip.certified.gains import Gains
 from sklip.certified.integrity import refuse_altered
 from sklip.certified.maps import MapBound, composed, exact, lipschitz_constant
-from sklip.preprocessing.rules import described_transformer
+from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
 
 __all__ = [
     "branches",
+    "check_width",
     "described_step",
     "described_steps",
     "flat_steps",
+    "may_narrow",
     "nested_steps",
     "transformer_bound",
     "weighted_reads",
@@ -111,6 +113,21 @@ def nested_steps(transformer: Any) -> Iterator[Any]:
         if type(step) in (ColumnTransformer, FeatureUnion):
             for _, part in _kept_parts(step):
                 yield from nested_steps(part)
+
+
+def may_narrow(transformer: Any) -> bool:
+    """Whether steps inside of a step may compute in a lower precision than it is given and gives.
+
+    sklip's own rules are of transformers that keep that of floating-point numbers.
+    """
+    if type(transformer) not in (ColumnTransformer, FeatureUnion):
+        return False
+    for _, part in _kept_parts(transformer):
+        chain = list(flat_steps(part))
+        before = [inner for step in chain[:-1] for inner in nested_steps(step)]
+        if any(map(TRANSFORMERS.is_foreign, before)) or any(map(may_narrow, chain)):
+            return True
+    return False
 
 
 def _is_named(transformer: Any, word: str) -> bool:
@@ -275,12 +292,29 @@ def _part(
     if weight is not None:
         chain.append(weighting(float(weight)))
         gains = gains.through(chain[-1])
+    if n_outputs is not None:
+        check_width(branch, gains, n_outputs)
     if not all(np.isfinite(bound.at_zero) for bound in chain[:-1]):
         raise TypeError(
             f"{type(branch).__name__} works on what other steps made of fixed columns, so its rounding "
             "has no bound; move the steps on fixed columns to the outermost ColumnTransformer."
         )
     return replace(composed(chain), reads=reads), gains
+
+
+def check_width(transformer: Any, gains: Gains, n_outputs: int) -> None:
+    """Refuse what is known of another number of values than there are behind a step.
+
+    Raises
+    ------
+    ValueError
+        Where a registered rule says of its factors, sources or matrix what is not so.
+    """
+    if gains.moves is not None and len(gains.moves) != n_outputs:
+        raise ValueError(
+            f"the rule of {type(transformer).__name__} is about {len(gains.moves)} outputs, but there "
+            f"are {n_outputs}; give factors, sources or a matrix of each, or the constant alone."
+        )
 
 
 def weighting(weight: float) -> MapBound:

@@ -23,7 +23,7 @@ from sklip.certified.arithmetic import Affine, Arithmetic
 from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound
 from sklip.certified.radii import row_lengths_upper
-from sklip.preprocessing.steps import described_steps, weighted_reads
+from sklip.preprocessing.steps import check_width, described_steps, may_narrow, weighted_reads
 
 __all__ = ["Distances", "check_columns", "check_shape", "column_positions", "fixed_mask", "walk"]
 
@@ -133,6 +133,8 @@ def walk(
     ------
     TypeError
         For a step without a proven bound, before any work is done.
+    ValueError
+        For a step that gives another number of values than its rule says.
     """
     known, gains = described_steps(steps, start)
     check_shape(X)
@@ -143,7 +145,8 @@ def walk(
     in_place = fixed or not all(getattr(transformer, "copy", True) for transformer in steps)
     values, lengths, coarse = copy.deepcopy(X) if in_place else X, [], _has_float32(X)
     longest: Distances = math.inf
-    for transformer, (bound, before) in zip(steps, known, strict=True):
+    behind = [*(before for _, before in known), gains][1:]
+    for transformer, (bound, before), after in zip(steps, known, behind, strict=True):
         rows = _numbers(values, names, bound, before)
         weighted = weighted_reads(transformer, before)
         if len(weighted) and not _all_floating(_columns(values, names, weighted)):
@@ -156,7 +159,8 @@ def walk(
         longest = np.where(missing.any(axis=1), 0.0, longest)
         lengths.append(row_lengths_upper(np.where(missing, 0.0, rows)))
         values = transformer.transform(values)
-        coarse = coarse or _has_float32(values)
+        check_width(transformer, after, np.shape(values)[1])
+        coarse = coarse or _has_float32(values) or may_narrow(transformer)
     # Each step may compute in the coarsest precision that occurs.
     arithmetic = Arithmetic("float32" if coarse else "float64")
     error_at_x, error_at_neighbour = Affine(), Affine()
@@ -240,11 +244,13 @@ def check_shape(X: Any) -> None:
 
 def check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:
     """Only a ColumnTransformer goes by names: elsewhere another order is another row."""
-    if names is None or not hasattr(X, "columns"):
+    if not hasattr(X, "columns"):
         return
     columns = list(X.columns)
     if len(set(columns)) < len(columns):
         raise ValueError(f"columns of X must have different names, got {columns}.")
+    if names is None:
+        return
     by_name = steps and type(steps[0]) is ColumnTransformer
     if not by_name and columns != list(names):
         raise ValueError(

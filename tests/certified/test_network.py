@@ -457,3 +457,12 @@ def test_the_head_is_charged_by_its_weight_whatever_its_attributes_say():
     honest = proven(head, 2).precisions[0].from_length.slope
     head.in_features = 1
     np.testing.assert_array_equal(proven(head, 2, (1000,)).precisions[0].from_length.slope, honest)
+
+
+def test_gains_of_another_number_of_values_are_refused():
+    certified = CertifiedNetwork.prove(torch.nn.Sequential(torch.nn.Linear(3, 2)), (3,))
+    with pytest.raises(ValueError, match=r"of the 3 values that the network takes, got those of 2\."):
+        certified.margins_behind(Gains.at_start(2))
+    # Of the length of a change alone, the number does not matter.
+    behind = certified.margins_behind(Gains.at_start(2).times(1.0)).bounds
+    np.testing.assert_allclose(behind, certified.margin_bounds, rtol=1e-12)

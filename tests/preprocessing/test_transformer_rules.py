@@ -6,10 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest, VarianceThreshold
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline, make_union
 from sklearn.preprocessing import (
     Binarizer,
     FunctionTransformer,
@@ -281,3 +282,93 @@ def test_where_a_rule_knows_no_end_of_the_rounding_error_nothing_is_certified(na
 def test_the_refusal_says_how_to_register_a_rule():
     with pytest.raises(TypeError, match=r"Halve has .*\.register_transformer"):
         transformer_bound(Halve().fit(TABLE))
+
+
+@pytest.mark.skipif(not hasattr(MaxAbsScaler(), "clip"), reason="needs a later scikit-learn")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_max_abs_scaler_that_clips_is_not_linear(seed):
+    """Beyond the range only one of two copies moves: the sum of their weights may be far less."""
+    rng = np.random.default_rng(seed)
+    X = rng.uniform(-1, 1, size=(40, 1))
+    both = make_union(MaxAbsScaler(clip=True), MaxAbsScaler())
+    model = LipschitzClassifier(
+        hidden_layer_sizes=(), max_epochs=1, learning_rate=1e-9, random_state=seed, dtype="float64"
+    )
+    pipeline = make_pipeline(both, model).fit(X, (X[:, 0] > 0).astype(int))
+    assert not described_transformer(both.fit(X).transformer_list[0][1]).linear
+    for x in np.linspace(-4, 4, 17):
+        radius = min(float(certificates(pipeline, [[x]])[0]), 1e3)
+        nearby = x + radius * np.linspace(-0.999, 0.999, 401)
+        assert np.unique(pipeline.predict(nearby[:, None])).size == 1
+
+
+class Doubled(TransformerMixin, BaseEstimator):
+    """Gives every column twice."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return np.hstack([X, X])
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_rule_about_another_number_of_outputs_is_refused(inside):
+    """A single factor, and no sources, speaks of as many outputs as inputs."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, 2))
+    step = ColumnTransformer([("twice", Doubled(), [0, 1])]) if inside else Doubled()
+    model = LipschitzClassifier(hidden_layer_sizes=(), max_epochs=2, random_state=0)
+    pipeline = make_pipeline(step, model).fit(X, X[:, 0] > 0)
+    try:
+        register_transformer(Doubled)(
+            lambda _: MapBound(2**0.5, lambda _: Affine(), factors=1.0, linear=True)
+        )
+        with pytest.raises(ValueError, match="the rule of Doubled is about 2 outputs, but there are 4"):
+            certificates(pipeline, X)
+        places = np.array([0, 1, 0, 1])
+        register_transformer(Doubled)(
+            lambda _: MapBound(2**0.5, lambda _: Affine(), factors=1.0, sources=places, linear=True)
+        )
+        assert (certificates(pipeline, X) > 0).all()
+    finally:
+        TRANSFORMERS._rules.pop(Doubled, None)
+
+
+class Single(TransformerMixin, BaseEstimator):
+    """Casts to single precision."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return np.asarray(X).astype(np.float32)
+
+
+def test_what_a_part_computes_in_single_precision_is_charged_so():
+    """The part beside it makes float64 of all that comes out."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    part = make_pipeline(Single(), MinMaxScaler((1000, 1001)), MinMaxScaler())
+    steps = ColumnTransformer([("single", part, [0]), ("double", "passthrough", [1])])
+    model = LipschitzClassifier(hidden_layer_sizes=(), max_epochs=20, random_state=0, dtype="float64")
+    pipeline = make_pipeline(steps, model).fit(X, X[:, 0] > 0)
+    assert steps.fit_transform(X).dtype == np.float64
+    same, other = X[~pipeline.predict(X)][0], X[pipeline.predict(X)][0]
+    for _ in range(60):
+        middle = (same + other) / 2
+        same, other = (same, middle) if pipeline.predict(middle[None])[0] else (middle, other)
+    near = same + np.outer([*-np.logspace(-7, -1, 40), *np.logspace(-7, -1, 40)], [1.0, 0.0])
+    register_transformer(Single)(
+        lambda _: MapBound(1.0, lambda _: Affine(1e-38, 2.0**-24), factors=1.0)
+    )
+    try:
+        radii = certificates(pipeline, near)
+    finally:
+        TRANSFORMERS._rules.pop(Single)
+    assert radii.max() > 1e-3
+    for row, radius, label in zip(near, radii, pipeline.predict(near), strict=True):
+        around = row + np.outer(np.linspace(-1, 1, 501) * radius * (1 - 1e-9), [1.0, 0.0])
+        assert radius == 0 or (pipeline.predict(around) == label).all()
