@@ -11,7 +11,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,9 +287,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         start = time.perf_counter()
         with_metrics = self.report or not training
         sums: Tensor | None = None
-        for batch in tqdm(
-            iterator, desc=prefix, leave=False, delay=2.0, disable=None if self.report else True
-        ):
+        batches: Iterable[Batch] = iterator
+        if self.report:
+            batches = tqdm(iterator, desc=prefix, leave=False, delay=2.0, disable=None)
+        for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             self.history.record_batch(prefix + "_batch_size", len(batch[0]))
