@@ -387,8 +387,8 @@ def training_cases() -> Iterator[Case]:
     yield Case("muon, one batch", quick(solver="muon", batch_size=256), X, y)
     yield Case("muon, several batches", quick(solver="muon", batch_size=64), X, y)
     yield Case("muon, batches of unequal size", quick(solver="muon", batch_size=100), X, y)
-    yield Case("auto solver, one batch", quick(batch_size=256, max_epochs=100), X, y)
-    yield Case("auto solver, one batch, two classes", quick(batch_size=256), *blobs(2))
+    yield Case("one batch of few rows", quick(batch_size=256, max_epochs=100), X, y)
+    yield Case("one batch, two classes", quick(batch_size=256), *blobs(2))
     yield Case("adam, several batches", quick(solver="adam", learning_rate=0.02), X, y)
     yield Case("adam, float32", quick(solver="adam", learning_rate=0.02, dtype="float32"), X, y)
     adam = {"solver": "adam", "learning_rate": 0.01, "max_epochs": 3}
