@@ -88,7 +88,7 @@ def test_a_pipeline_predicts_and_certifies(digits, scaler):
 def test_grid_search_over_tau_refits_the_most_robust_of_the_accurate(digits, n_jobs):
     X, y = digits
     search = GridSearchCV(
-        make_pipeline(StandardScaler(with_std=False), quick()),
+        make_pipeline(StandardScaler(with_std=False), quick(max_epochs=60)),
         {"lipschitzclassifier__tau": [1.0, 10.0, 100.0]},
         scoring=SCORING,
         refit=most_robust(accuracy_loss=0.2),
