@@ -73,7 +73,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         (256, 64) for larger ones, and (256, 256) behind convolutions.
     max_epochs : int or "auto", default="auto"
         Passes over the training data; "auto" is 10, or more where 10 make less than 400
-        steps (60 if all rows are one batch; 1000 with "adam").
+        steps (60 if all rows are one batch, 150 of images; 1000 with "adam").
     batch_size : int or "auto", default="auto"
         Rows in a training step; "auto" is all rows of a table of up to 1024, else 256. Data with no
         more rows than that are one batch.

@@ -17,6 +17,9 @@ _ENOUGH_STEPS = {
     ("adam", False): 1000,
     ("adam", True): 1000,
 }
+# Convolutions take longer. 250 of the digits as images, accuracy and mean radius of others: 0.946 and 0.51
+# after 60 steps, 0.957 and 0.56 after these.
+_ENOUGH_STEPS_ON_IMAGES = 150
 _RATES = {("muon", False): 0.03, ("muon", True): 0.06, ("adam", False): 2e-3, ("adam", True): 2e-3}
 _FEWEST_EPOCHS = 10
 _ROWS_IN_A_BATCH = 256
@@ -55,8 +58,10 @@ class Pace:
             batch_size = n_samples if whole and n_samples else _ROWS_IN_A_BATCH
         one_batch = n_samples is not None and n_samples <= batch_size
         if isinstance(max_epochs, str):
-            n_batches = -(-(n_samples or 1) // batch_size)
-            max_epochs = max(_FEWEST_EPOCHS, -(-_ENOUGH_STEPS[solver, one_batch] // n_batches))
+            n_batches, n_steps = -(-(n_samples or 1) // batch_size), _ENOUGH_STEPS[solver, one_batch]
+            if not is_table:
+                n_steps = max(n_steps, _ENOUGH_STEPS_ON_IMAGES)
+            max_epochs = max(_FEWEST_EPOCHS, -(-n_steps // n_batches))
         if isinstance(learning_rate, str):
             # Muon's is an angle and suits every width; Adam's is the change of an entry.
             learning_rate = _RATES[solver, one_batch]
