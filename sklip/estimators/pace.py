@@ -17,8 +17,8 @@ _ENOUGH_STEPS = {
     ("adam", False): 1000,
     ("adam", True): 1000,
 }
-# Convolutions take longer. 250 of the digits as images, accuracy and mean radius of others: 0.946 and 0.51
-# after 60 steps, 0.957 and 0.56 after these.
+# Convolutions take longer. 250 of the digits as images, accuracy and mean radius of others: 0.946 and
+# 0.51 after 60 steps, 0.957 and 0.56 after these.
 _ENOUGH_STEPS_ON_IMAGES = 150
 _RATES = {("muon", False): 0.03, ("muon", True): 0.06, ("adam", False): 2e-3, ("adam", True): 2e-3}
 _FEWEST_EPOCHS = 10
