@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,26 @@ from sklip.certified.probabilities import LogitDifferences, check_tau, means, ra
 
 __all__ = ["ByMean", "ByVotes"]
 
+Member = TypeVar("Member", bound=Decider)
+
 # Numbers in a piece of rows: each has a matrix for each member.
 _VALUES_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
-class ByMean:
-    r"""The largest weighted mean of the members' computed probabilities decides.
+class _Vote(Generic[Member]):
+    """What votes share.
 
     Parameters
     ----------
-    members : tuple of ByNetwork
+    members : tuple of Decider
         Their classes in the order of `classes`.
     weights : tuple of float
         At least 0.
     classes : ndarray
     """
 
-    members: tuple[ByNetwork, ...]
+    members: tuple[Member, ...]
     weights: tuple[float, ...]
     classes: NDArray[Any]
 
@@ -44,6 +46,10 @@ class ByMean:
     def behind(self, steps: Sequence[Any]) -> Self:
         """Put steps before those of each member."""
         return replace(self, members=tuple(member.behind(steps) for member in self.members))
+
+
+class ByMean(_Vote[ByNetwork]):
+    """The largest weighted mean of the members' computed probabilities decides."""
 
     def claims(self, see: See) -> Claims:
         """Find the distance at which the bound on some other class's mean catches up."""
@@ -99,34 +105,12 @@ def _differences(view: View, tau: float, weight: float) -> tuple[LogitDifference
     return differences, np.where(finite, longest, 0.0)
 
 
-@dataclass(frozen=True)
-class ByVotes:
-    r"""The class with most votes, each of a weight, decides.
+class ByVotes(_Vote[Decider]):
+    """The class with most votes, each of a weight, decides.
 
     Inside the radius of a member its vote stays what it is. Votes that don't may go to whichever class:
     as long as the predicted class has more than any other with all of these, it stays.
-
-    Parameters
-    ----------
-    members : tuple of Decider
-        Their classes in the order of `classes`.
-    weights : tuple of float
-        At least 0.
-    classes : ndarray
     """
-
-    members: tuple[Decider, ...]
-    weights: tuple[float, ...]
-    classes: NDArray[Any]
-
-    @property
-    def chains(self) -> tuple[Chain, ...]:
-        """The chains of all members."""
-        return tuple(chain for member in self.members for chain in member.chains)
-
-    def behind(self, steps: Sequence[Any]) -> Self:
-        """Put steps before those of each member."""
-        return replace(self, members=tuple(member.behind(steps) for member in self.members))
 
     def claims(self, see: See) -> Claims:
         """Find the largest radius of a member at which enough votes are certain."""
