@@ -115,7 +115,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         draws, samples = seeded(seed), data.samples(device)
         # Images have no columns.
-        moments = data.moments() if len(data.input_shape) == 1 else None
+        moments = data.moments if len(data.input_shape) == 1 else None
         train, validation = (samples, None) if one_pass else self._split(samples, seed)
         n_samples = None if one_pass else len(samples)
         pace = self._pace(None if one_pass else len(train), data.input_shape)
@@ -271,7 +271,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             first = first[0]
         # One that somebody has filled is left as it is.
         if isinstance(first, Center) and not first.center.any():
-            first.center.copy_(torch.from_numpy(data.mean_row()))
+            first.center.copy_(torch.from_numpy(data.moments.mean))
         if callable(self.architecture):
             self._check_network(network, plan, dtype)
         return network

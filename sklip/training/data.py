@@ -8,6 +8,7 @@ a batch is converted when it is drawn.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,20 +91,9 @@ class TrainingData:
     input_shape: tuple[int, ...]
     dtype: str
 
-    def mean_row(self) -> NDArray[np.float64]:
-        """Return the weighted mean of the rows."""
-        weight, total, start = self.sample_weight, np.zeros(self.rows.shape[1]), 0
-        for piece in row_pieces(self.rows):
-            values = piece.astype(np.float64, copy=False)
-            if weight is None:
-                total += values.sum(axis=0)
-            else:
-                total += weight[start : start + len(piece)] @ values
-            start += len(piece)
-        return total / (len(self.rows) if weight is None else weight.sum())
-
+    @functools.cached_property
     def moments(self) -> Moments:
-        """Return the weighted mean and spread of the rows; those of weight 0 don't count."""
+        """Weighted mean and spread of the rows; those of weight 0 don't count."""
         n_features, start = self.rows.shape[1], 0
         total = Moments(0.0, np.zeros(n_features), np.zeros(n_features))
         with np.errstate(over="ignore", invalid="ignore"):
