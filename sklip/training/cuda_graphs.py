@@ -4,6 +4,9 @@ A step of a small network is some hundreds of kernels of a few microseconds each
 from Python takes longer than to run them. A graph launches them all at once. It reads and writes fixed
 places in memory, so a batch is copied to where the recorded one lay, and whatever changes from step to
 step (rates, the age of Adam's means) has to be a tensor.
+
+What escapes a recording is silently left out of every replay. So the first replay is compared with a
+plain step on the same batch, from the same weights; where they differ, graphs are not used.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ __all__ = ["CudaRecorder", "GraphedStep", "Recorder"]
 
 # Two turns' worth: in the first steps libraries choose their kernels and the optimiser makes its state.
 _WARM_UP_STEPS = 8
+# Shares by which a replay may differ from a plain step. Two plain steps differ as well, since kernels
+# add in any order and round products to TF32; a step on another batch differs by about all of it.
+_OF_A_VALUE, _OF_A_MOVE = 0.05, 0.1
 
 Outputs = tuple[Tensor, ...]
 
@@ -71,7 +77,12 @@ class CudaRecorder:
             # Of this thread alone: another one may be fetching the next batch.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = function()
-        return graph.replay, outputs
+        return functools.partial(_replay, graph, function), outputs
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _: Callable[[], Outputs]) -> None:
+    """Replay a graph of a function, which is kept alive with all that the graph reads."""
+    graph.replay()
 
 
 @functools.cache
@@ -83,9 +94,10 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 class GraphedStep:
     """A training step that is recorded after a few steps, and replayed from then on.
 
-    It computes what the steps themselves would. A batch of another shape than the first, such as the
-    last of an epoch, takes a plain step. So do all if recording fails, because a loss or a layer
-    reads values back from the device, say; a warning tells why.
+    It computes what the steps themselves would: the first replay is compared with a plain step. A batch
+    of another shape than the first, such as the last of an epoch, takes a plain step. So do all where
+    the comparison fails, or where recording does, because a loss or a layer reads values back from the
+    device, say; a warning tells why, and no step is lost.
 
     Parameters
     ----------
@@ -158,5 +170,67 @@ class GraphedStep:
 
         replay_turn, _ = recorder.record(turn)
         replay_step, outputs = recorder.record(step)
+
+        def replayed_step() -> Outputs:
+            replay_step()
+            return outputs
+
+        def replayed_turn() -> Outputs:
+            replay_turn()
+            return ()
+
+        before = self._state()
+        # Another batch than the recorded one, so that what has not been read anew shows.
+        X.copy_(X.roll(1, 0))
+        try:
+            self._compare("step", replayed_step, step)
+            self._compare("turn", replayed_turn, turn)
+        finally:
+            _restore(before)
         self._replay_turn, self._replay_step = replay_turn, replay_step
         self._inputs, self._outputs = [X, y, sample_weight], outputs
+
+    def _state(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Return name, tensor and present value of all that a step changes."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        moments = [pair for p in parameters for pair in self._optimizer.state[p].items()]
+        named = [*(("weights", p.detach()) for p in parameters), *moments]
+        return [(name, tensor, tensor.clone()) for name, tensor in named]
+
+    def _compare(
+        self, what: str, replayed: Callable[[], Outputs], plain: Callable[[], Outputs]
+    ) -> None:
+        """Do something in both ways from the same state, and raise an error where they differ."""
+        before = self._state()
+        replay_outputs = [output.clone() for output in replayed()]
+        after_replay = self._state()
+        _restore(before)
+        plain_outputs = plain()
+        differing = {
+            name
+            for (name, now, old), (_, _, seen) in zip(before, after_replay, strict=True)
+            if not _close(seen, now, now - old if name == "weights" else None)
+        }
+        for name, seen, now in zip(("loss", "logits"), replay_outputs, plain_outputs, strict=False):
+            if not _close(seen, now):
+                differing.add(name)
+        if differing:
+            names = ", ".join(sorted(differing))
+            raise RuntimeError(f"the first replay of a {what} differs from a plain one in {names}")
+
+
+def _restore(state: list[tuple[str, Tensor, Tensor]]) -> None:
+    """Bring tensors back to the values they had; a graph finds them where it was recorded."""
+    for _, tensor, value in state:
+        tensor.copy_(value)
+
+
+def _close(seen: Tensor, expected: Tensor, move: Tensor | None = None) -> bool:
+    """Whether two values are equal up to rounding, of themselves or of the move that led there."""
+    size = expected.norm()
+    if move is None:
+        bound = _OF_A_VALUE * size
+    else:
+        bound = _OF_A_MOVE * move.norm() + 16 * torch.finfo(expected.dtype).eps * size
+    # False where anything is not a number.
+    return bool((seen - expected).norm() <= bound)

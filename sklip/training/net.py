@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -194,6 +195,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         on_cuda = torch.device(self.device).type == "cuda"
         # Adam's momentum follows the schedule, and a graph could not see that.
         unfit = watched or not known or self._draws_numbers()
+        unfit = unfit or os.environ.get("SKLIP_CUDA_GRAPHS") == "0"
         if unfit or not on_cuda or self.solver != "muon" or n_steps < _FEWEST_STEPS:
             return None
         return CudaRecorder(self.device)

@@ -90,6 +90,65 @@ def test_recorded_training_is_the_same_training(monkeypatch, parameters):
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
 
 
+def nothing(replay, _):
+    return lambda: None
+
+
+def stale_outputs(replay, outputs):
+    first = [output.clone() for output in outputs]
+
+    def lie():
+        replay()
+        for place, value in zip(outputs, first, strict=True):
+            place.copy_(value)
+
+    return lie
+
+
+def not_a_number(replay, outputs):
+    def lie():
+        replay()
+        for place in outputs:
+            place.fill_(float("nan"))
+
+    return lie
+
+
+def twice(replay, _):
+    def lie():
+        replay()
+        replay()
+
+    return lie
+
+
+TURN, STEP = 0, 1  # in the order in which they are recorded
+
+
+@pytest.mark.parametrize(
+    ("which", "lie", "differs"),
+    [
+        *((which, lie, "weights") for which in (TURN, STEP) for lie in (nothing, twice)),
+        (STEP, stale_outputs, "logits"),
+        (STEP, not_a_number, "logits, loss"),
+    ],
+)
+def test_a_recorder_that_lies_is_found_out_and_does_no_harm(monkeypatch, which, lie, differs):
+    plain, _ = trained(monkeypatch, recorded=False)
+    honest = Replayer.record
+    calls = itertools.count()
+
+    def record(self, function):
+        replay, outputs = honest(self, function)
+        return (lie(replay, outputs) if next(calls) == which else replay), outputs
+
+    monkeypatch.setattr(Replayer, "record", record)
+    with pytest.warns(UserWarning, match=f"without CUDA graphs.*differs from a plain one.*{differs}"):
+        other, _ = trained(monkeypatch, recorded=True)
+    for name, value in plain.net_.module_.state_dict().items():
+        torch.testing.assert_close(other.net_.module_.state_dict()[name], value, rtol=0, atol=0)
+
+
 class ReadsBack(nn.Module):
     """A loss that no graph can hold."""
 
@@ -130,6 +189,8 @@ def test_steps_are_recorded_on_cuda_alone_and_not_under_the_eyes_of_callbacks(mo
     assert recorder(loss=ReadsBack()) is None
     assert recorder(loss=losses.CertifiedRadiusLoss(ReadsBack(), weight=0.1, radius=1.0)) is None
     assert recorder(n_steps=20) is None
+    monkeypatch.setenv("SKLIP_CUDA_GRAPHS", "0")
+    assert recorder() is None
 
 
 LOSSES = [
@@ -150,7 +211,7 @@ LOSSES = [
         (lipschitz_mlp, LOSSES[0]),
     ],
 )
-def test_a_step_asks_the_device_for_no_value(build, loss, weighted):
+def test_a_step_asks_the_device_for_no_value(monkeypatch, build, loss, weighted):
     # The meta device computes shapes alone, so whatever needs a value fails there.
     module, criterion = build((1, 8, 8), 3).to("meta"), copy.deepcopy(loss).to("meta")
     optimizer = StiefelMuon(module)
@@ -174,6 +235,8 @@ def test_a_step_asks_the_device_for_no_value(build, loss, weighted):
             return function, function()
 
     step = GraphedStep(gradients, optimizer, Runner())
+    # The comparison of the first replay reads values, once.
+    monkeypatch.setattr("sklip.training.cuda_graphs._close", lambda *_: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(20):
@@ -235,3 +298,20 @@ def test_a_recorded_function_reads_and_writes_in_place():
     place.fill_(5.0)
     replay()
     assert output.tolist() == [10.0] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_CUDA, reason="needs a CUDA device")
+def test_what_a_recorded_function_reads_lives_as_long_as_its_replay():
+    """Freed memory would be read, and written by others, with no error but later ones."""
+    recorder = CudaRecorder("cuda")
+
+    def recorded():
+        place = torch.full((1 << 20,), 3.0, device="cuda")
+        return recorder.record(lambda: (place * 2,))
+
+    replay, (output,) = recorded()
+    others = [torch.full((1 << 20,), 7.0, device="cuda") for _ in range(8)]
+    replay()
+    assert output.unique().tolist() == [6.0]
+    assert len(others) == 8
