@@ -24,6 +24,7 @@ import copy
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -37,8 +38,8 @@ from sklip.layers.activation import sorted_pairs
 
 __all__ = ["direct_forward", "flat_chain", "forward_one_by_one", "gathered"]
 
-# Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit the cache,
-# in float64 fewer; a dense layer reads its weights once for all of them.
+# Rows evaluated at once: bounds memory whatever the number of rows. Of maps only few fit a processor's
+# cache, in float64 fewer; a dense layer reads its weights once for all of them, and so does a GPU.
 _ROWS = 128
 _WIDE_ROWS = 32
 _DENSE_ROWS = 1024
@@ -95,9 +96,32 @@ def direct_forward(
         wide = copy.deepcopy(network).double()
         outputs, lengths = direct_forward(wide, X.double(), Arithmetic("float64"), measured)
         return outputs.to(X.dtype), lengths
+    at_once = _DENSE_ROWS
+    while True:
+        try:
+            results = _in_batches(network, X, arithmetic, measured, at_once)
+            break
+        except torch.cuda.OutOfMemoryError:
+            if at_once == 1:
+                raise
+            at_once //= 2
+    if at_once < _DENSE_ROWS:
+        warnings.warn(
+            f"The device's memory holds {at_once} rows at once where {_DENSE_ROWS} would be evaluated.",
+            stacklevel=2,
+        )
+    return results
+
+
+def _in_batches(
+    network: nn.Module, X: Tensor, arithmetic: Arithmetic, measured: Collection[int], most: int
+) -> tuple[Tensor, Tensor]:
+    """Do so with at most so many rows at once."""
     layers = flat_chain(network)
     dense = next((i for i, layer in enumerate(layers) if type(layer) is nn.Linear), len(layers))
-    maps = _ROWS if X.dtype == torch.float32 else _WIDE_ROWS
+    maps = most
+    if X.device.type == "cpu":
+        maps = min(most, _ROWS if X.dtype == torch.float32 else _WIDE_ROWS)
     lengths, sizes = X.new_zeros(len(X), len(layers)), dict[int, int]()
 
     def through(x: Tensor, lengths: Tensor, span: range) -> Tensor:
@@ -113,13 +137,13 @@ def direct_forward(
     def logits(rows: Tensor, lengths: Tensor) -> Tensor:
         for span in filter(len, (range(dense), range(dense, len(layers)))):
             # Maps, on which a dense layer may work as well, would take too much memory.
-            at_once = _DENSE_ROWS if rows.ndim == 2 else maps
+            at_once = most if rows.ndim == 2 else maps
             parts = zip(rows.split(at_once), lengths.split(at_once), strict=True)
             rows = gathered(len(rows), (through(*part, span) for part in parts))
         return rows
 
     with torch.autocast(X.device.type, enabled=False):
-        parts = zip(X.split(_DENSE_ROWS), lengths.split(_DENSE_ROWS), strict=True)
+        parts = zip(X.split(most), lengths.split(most), strict=True)
         outputs = gathered(len(X), (logits(*part) for part in parts))
     return outputs, _lengths_upper(lengths, sizes)
 

@@ -133,10 +133,15 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.notify("on_train_begin", X=data, y=None)
         try:
             self.fit_loop(data, epochs=epochs)
-        except Exception:
+        except Exception as error:
             # A model that was being trained further stays as it was.
             self.module_.load_state_dict(before)
             self.initialize_optimizer()
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise torch.cuda.OutOfMemoryError(
+                    f"The device lacks memory to train with batch_size={self.batch_size}. Lower "
+                    f"batch_size, or set device='cpu'. {error}"
+                ) from error
             raise
         except KeyboardInterrupt:
             # skorch's callbacks end training by this exception, and so does a user at the keyboard.

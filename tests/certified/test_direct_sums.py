@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklip.certified import Arithmetic
+from sklip.certified import Arithmetic, direct_sums
 from sklip.certified.direct_sums import _added_in_pairs, direct_forward, flat_chain
 from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
@@ -192,7 +192,7 @@ def test_no_global_switch_changes_a_prediction_by_more_than_float32_does(switch)
 import contextlib
 import torch
 torch.manual_seed(0)
-from sklip.certified import Arithmetic
+from sklip.certified import Arithmetic, direct_sums
 from sklip.certified.direct_sums import direct_forward
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn
@@ -205,3 +205,32 @@ with contextlib.suppress(AttributeError):  # versions of torch without this swit
 assert (direct_forward(network, X, Arithmetic.of_networks("float32"))[0] - exact).abs().max() < 1e-5
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("room", [1, 3, 100, 600])
+def test_where_memory_is_short_fewer_rows_are_evaluated_at_once(monkeypatch, room):
+    """A device that holds so many rows of a layer's output, and no more."""
+    layer, x = nn.Linear(4, 2).double(), torch.randn(1500, 4, dtype=torch.float64)
+    expected = direct_forward(layer, x, FLOAT64)[0]
+    evaluated = []
+
+    def short_of_memory(layer, x, arithmetic):
+        if len(x) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        evaluated.append(len(x))
+        return layer(x)
+
+    monkeypatch.setitem(direct_sums._EVALUATIONS, nn.Linear, short_of_memory)
+    with pytest.warns(UserWarning, match="where 1024 would be"):
+        computed = direct_forward(layer, x, FLOAT64)[0]
+    torch.testing.assert_close(computed, expected, rtol=1e-14, atol=1e-14)
+    assert room / 2 < max(evaluated) <= room
+
+
+def test_a_device_that_holds_no_row_is_an_error(monkeypatch):
+    def no_memory(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setitem(direct_sums._EVALUATIONS, nn.Linear, no_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="CUDA out"):
+        direct_forward(nn.Linear(4, 2), torch.zeros(3, 4), FLOAT32)

@@ -315,3 +315,17 @@ def test_what_a_recorded_function_reads_lives_as_long_as_its_replay():
     replay()
     assert output.unique().tolist() == [6.0]
     assert len(others) == 8
+
+
+def test_training_that_lacks_memory_says_what_to_set_and_keeps_the_model(monkeypatch, few_digits):
+    X, y = few_digits
+    clf = LipschitzClassifier(hidden_layer_sizes=(8,), max_epochs=2, warm_start=True, device="cpu")
+    expected = clf.fit(X, y).decision_function(X)
+
+    def no_memory(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LipschitzNet, "_gradients", no_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Lower batch_size.*CUDA out"):
+        clf.fit(X, y)
+    np.testing.assert_array_equal(clf.decision_function(X), expected)
