@@ -25,7 +25,7 @@ from sklip.certification import (
 )
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
-from sklip.export import to_onnx
+from sklip.export import to_onnx, to_verifier_onnx
 from sklip.metrics import (
     average_certified_radius_score,
     average_normalized_margin_score,
@@ -55,6 +55,7 @@ __all__ = [
     "predict_with_radii",
     "register_wrapper",
     "to_onnx",
+    "to_verifier_onnx",
 ]
 
 __version__ = "0.1.0"

@@ -49,7 +49,7 @@ class Answers:
         return self._graph.node("Gather", self._graph.constant(classes), self._codes)
 
     def probabilities(self, tau: float) -> str:
-        """Return the softmax of tau times the logits, of one logit its sigmoid: shape (n, n_classes)."""
+        """Return the softmax of tau times the logits, of one its sigmoid: shape (n, n_classes)."""
         # The sigmoid of z is the softmax of -z / 2 and z / 2.
         factor = tau / 2 if self._n_classes == 2 else tau
         scores = self._graph.combined("Mul", self._scores, [factor] * self._n_classes)

@@ -2,21 +2,21 @@ r"""What a file sets aside of margins: as for certificates, for sums in any orde
 
 Note [Charges of a file]
 ------------------------
-The bounds on rounding that certificates rest on hold for sums in any order, fused or not, in blocks or
-not: each term of a sum of n goes through at most n roundings. What onnxruntime computes in float64 on the
-CPU is of that kind. Its optimiser may move factors and translations through products, a few roundings
-more each time; so every bound here is that of an arithmetic of :math:`4 u`, which has room for four times
-as many. Of most radii that still is less than 1e-10. (What it does to constants of one element is another
-matter: see Note [Constants of one element].)
+The bounds on rounding that certificates rest on hold for sums in any order, fused or not, in blocks
+or not: each term of a sum of n goes through at most n roundings. What onnxruntime computes in float64
+on the CPU is of that kind. Its optimiser may move factors and translations through products, a few
+roundings more each time; so every bound here is that of an arithmetic of :math:`4 u`, which has room
+for four times as many. Of most radii that is less than 1e-8. (What it does to constants of one
+element is another matter: see Note [Constants of one element] in :mod:`sklip.export.graph`.)
 
-In a pipeline, errors depend on the lengths of the values in front of each step. These are measured in the
-graph; what is made of them is linear with coefficients >= 0 that are known in advance. Such a form is
-an array: its first entry stands alone, each other one is the coefficient of a length.
+In a pipeline, errors depend on the lengths of the values in front of each step. These are measured in
+the graph; what is made of them is linear, with coefficients >= 0 that are known in advance. Such a
+form is an array: its first entry stands alone, each other one is the coefficient of a length.
 
 Networks of float32 get their radii here by float64. That of ``certificates`` pays for float32 at x, at
-most 1 % of every margin (:mod:`sklip.certified.decisions`), and the margin that it starts from may be as
-much less than the exact one. So that the file never promises more, it leaves :math:`0.02 / 0.99` of
-the margins.
+most 1 % of every margin (:mod:`sklip.certified.decisions`), and the margin that it starts from may be
+as much less than the exact one. So that the file never promises more, it leaves :math:`0.02 / 0.99`
+of the margins out.
 """
 
 from __future__ import annotations
@@ -127,19 +127,19 @@ class Charges:
 
 def _of_computed_lengths(forms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return forms of lengths as computed in their place: sums of squares, which may be flushed."""
-    forms = forms * (1 + 2.0**-20)
-    forms[0] += 1e-30 * forms[1:].sum(axis=0)
-    return forms
+    grown = forms * (1 + 2.0**-20)
+    grown[0] += 1e-30 * grown[1:].sum(axis=0)
+    return np.asarray(grown)
 
 
 def _alone(size: int, position: int) -> NDArray[np.float64]:
-    return np.eye(size)[position]
+    return np.asarray(np.eye(size)[position])
 
 
 def _drift(
     known: list[tuple[MapBound, Gains]], arithmetic: Arithmetic
 ) -> tuple[Affine, list[tuple[float, Any, float]]]:
-    """Bound how far rounding in the steps moves their values, as :func:`sklip.preprocessing.walk.walk`."""
+    """Bound how far rounding in the steps moves their values, as sklip.preprocessing.walk does."""
     size, limits = len(known) + 2, []
     at_x = at_neighbour = Affine(np.zeros(size), 0.0)
     for position, (bound, before) in enumerate(known):

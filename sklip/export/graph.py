@@ -2,12 +2,12 @@ r"""ONNX graphs, written node by node.
 
 Note [Constants of one element]
 -------------------------------
-Before it runs a graph, onnxruntime's optimiser takes out additions of 0 and products by 1. It does so where
-the constant has one element that is 0 or 1 *after a cast to float32* (NoopElimination): a factor of
-1 + 2 ** -30 is gone, and so is a translation by 1e-50. And it moves constant factors of one element into
-products of matrices as an attribute of float32 (MatMulScaleFusion). Both in graphs of float64, and no
-bound on rounding would cover it. Constants of two elements or more are left alone; so no sum, product
-or quotient here has one of one element (:meth:`Graph.combined`). Comparisons may.
+Before it runs a graph, onnxruntime's optimiser takes out additions of 0 and products by 1. It does so
+where the constant has one element that is 0 or 1 *after a cast to float32* (NoopElimination): a factor
+of 1 + 2 ** -30 is gone, in graphs of float64 as well. Constant factors of one element may also be moved
+into a product of matrices as an attribute, which is a float32 (MatMulScaleFusion). No bound on rounding
+would cover either. Constants of two elements or more are left alone; so no sum, product or quotient
+here has a constant of one element (:meth:`Graph.combined`). Comparisons may.
 """
 
 from __future__ import annotations
@@ -71,10 +71,9 @@ class Graph:
 
     def constant(self, values: NDArray[Any]) -> str:
         """Return the name of a constant; words are stored as such."""
-        name, helper = self._new_name("constant"), self._onnx.numpy_helper
-        self._constants.append(
-            helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
-        )
+        name = self._new_name("constant")
+        ordered = np.array(values, order="C")
+        self._constants.append(self._onnx.numpy_helper.from_array(ordered, name))
         return name
 
     def reshaped(self, x: str, shape: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ in float32 it may choose among several algorithms).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ def add_layer(graph: Graph, layer: nn.Module, values: Values) -> Values:
     shape = tuple(at_zeros(layer, values.shape).shape[1:])
     if len(shape) not in (1, 3):
         raise TypeError(
-            f"{name} makes values of shape {shape}, which ONNX files don't hold; flatten maps."
+            f"{name} makes values of shape {shape}, but must make rows or maps; flatten maps."
         )
     return Values(writer(graph, layer, values), shape)
 
@@ -203,7 +204,7 @@ def _linear(graph: Graph, layer: nn.Linear, values: Values) -> str:
 
 @_writes(nn.Conv2d)
 def _convolution(graph: Graph, layer: nn.Conv2d, values: Values) -> str:
-    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    left, _, top, _ = layer._reversed_padding_repeated_twice
     kernel_size = tuple(layer.weight.shape[2:])
     patches = _windows(
         graph, layer, values, kernel_size, both_axes(layer.stride), (top, left),
@@ -301,15 +302,12 @@ def _windows(
     )
     if wraps:
         rows, columns = rows % sides[0], columns % sides[1]
-    inside = [
-        (places >= 0) & (places < side) for places, side in zip((rows, columns), sides, strict=True)
-    ]
-    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]
-    places = rows[:, None, :, None] * sides[1] + columns[None, :, None, :]
+    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
+    both = (rows >= 0) & (rows < sides[0]) & (columns >= 0) & (columns < sides[1])
     # What lies outside is one more pixel, behind the others.
-    places = np.where(both, places, sides[0] * sides[1]).reshape(len(rows) * len(columns), -1)
+    places = np.where(both, rows * sides[1] + columns, sides[0] * sides[1])
     name = values.name
     if not both.all():
         one_more = graph.integers([0, 0, 0, 0, 1, 0])
         name = graph.node("Pad", name, one_more, graph.numbers(outside))
-    return graph.picked(name, places)
+    return graph.picked(name, places.reshape(math.prod(outputs), -1))

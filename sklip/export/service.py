@@ -29,8 +29,9 @@ from sklip.preprocessing.steps import described_steps, nested_steps
 __all__ = ["chain_of", "to_onnx"]
 
 _PROMISE = (
-    "For a row x with radius r, every x' of float64 with ||x' - x||_2 < r gets the same label: from this "
-    "file, as onnxruntime's CPUExecutionProvider computes it, and from the exact function of its numbers."
+    "For a row x with radius r, every x' of float64 with ||x' - x||_2 < r gets the same label: from "
+    "this file, as onnxruntime's CPUExecutionProvider computes it, and from the exact function of its "
+    "numbers."
 )
 
 
@@ -45,9 +46,10 @@ def to_onnx(
 
     For a row x with radius r, every x' of float64 with :math:`\|x' - x\|_2 < r` gets the same label:
     from the file, as onnxruntime computes it, whatever the batch and the order of its sums, and from
-    the exact function of the stored weights and steps. The radius is never larger than that of
-    :func:`sklip.certificates` for the same row. Rounding is charged as for certificates, but for sums
-    in any order, with room for what onnxruntime's optimiser moves about.
+    the exact function of the stored weights and steps. Rounding is charged as for certificates, for
+    sums in any order, and with room for what onnxruntime's optimiser moves about. The radius is never
+    larger than that of :func:`sklip.certificates` for the same row of float64; of networks in float32
+    it is about 2 % smaller, so that this can be promised.
 
     The file's input is ``X``, float64 of shape (n, n_columns): the columns of `estimator` in the order
     of ``fit``, in their own units; of images, the rows flattened with the channels first. Its outputs
@@ -162,8 +164,8 @@ def chain_of(estimator: Any) -> tuple[Chain, NDArray[Any]]:
     decider = decider_of(estimator)
     if type(decider) is not ByNetwork:
         raise TypeError(
-            f"{type(estimator).__name__} decides by more than the logits of one network, which ONNX files "
-            "don't; write the LipschitzClassifier in it, or a Pipeline that ends in one."
+            f"{type(estimator).__name__} decides by more than the logits of one network, which ONNX "
+            "files don't; write the LipschitzClassifier in it, or a Pipeline that ends in one."
         )
     return decider.chain, decider.classes
 
@@ -211,5 +213,6 @@ def _storable(classes: NDArray[Any]) -> NDArray[Any]:
     if all(isinstance(value, float) for value in values):
         return np.array(values, dtype=np.float64)
     raise TypeError(
-        f"labels must be words, integers of 64 bits, numbers or truth values to be in a file, got {values}."
+        "labels must be words, integers of 64 bits, numbers or truth values to be in a file, got "
+        f"{values}."
     )

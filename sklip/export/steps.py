@@ -60,11 +60,11 @@ def add_step(graph: Graph, transformer: Any, rows: Rows) -> Rows:
         described_transformer(transformer)
         return _picked(graph, rows, transformer.get_support(indices=True))
     if writer is None:
+        known = ", ".join(sorted(each.__name__ for each in _WRITERS))
         raise TypeError(
             f"{type(transformer).__name__} has no form in ONNX here; leave the step out of the pipeline "
-            "and transform X before it is given to the file, or use one of "
-            f"{', '.join(sorted(each.__name__ for each in _WRITERS))}, a feature selector, and Pipelines, "
-            "ColumnTransformers and FeatureUnions of these."
+            f"and transform X before it is given to the file, or use {known}, feature selectors, and "
+            "Pipelines, ColumnTransformers and FeatureUnions of these."
         )
     return writer(graph, transformer, rows)
 
