@@ -62,9 +62,9 @@ def add_step(graph: Graph, transformer: Any, rows: Rows) -> Rows:
     if writer is None:
         known = ", ".join(sorted(each.__name__ for each in _WRITERS))
         raise TypeError(
-            f"{type(transformer).__name__} has no form in ONNX here; leave the step out of the pipeline "
-            f"and transform X before it is given to the file, or use {known}, feature selectors, and "
-            "Pipelines, ColumnTransformers and FeatureUnions of these."
+            f"{type(transformer).__name__} has no form in ONNX here; leave the step out of the "
+            f"pipeline and transform X before it is given to the file, or use {known}, feature "
+            "selectors, and Pipelines, ColumnTransformers and FeatureUnions of these."
         )
     return writer(graph, transformer, rows)
 

@@ -2,9 +2,9 @@ r"""Dense networks in the form that other verifiers read: matrices, ReLU and add
 
 Note [Sorting by ReLU]
 ----------------------
-With :math:`z = \max(a - b, 0)`, the smaller of a and b is :math:`a - z` and the larger :math:`b + z`. So
-sorting the pairs of x is :math:`x + Q \max(R x, 0)`, where R takes the differences of pairs and Q puts
-each back with both signs: as many ReLUs as pairs.
+With :math:`z = \max(a - b, 0)`, the smaller of a and b is :math:`a - z` and the larger :math:`b + z`.
+So sorting the pairs of x is :math:`x + Q \max(R x, 0)`, where R takes the differences of pairs and Q
+puts each back with both signs: as many ReLUs as pairs.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def relu_form(network: CertifiedNetwork) -> nn.Sequential:
 
 def _refusal(layer: nn.Module) -> str:
     return (
-        f"{type(layer).__name__} has no form that other verifiers are sure to read; use dense layers with "
-        "GroupSort2, as of architecture='mlp'."
+        f"{type(layer).__name__} has no form that other verifiers are sure to read; use dense layers "
+        "with GroupSort2, as of architecture='mlp'."
     )
 
 
@@ -158,8 +158,8 @@ def to_verifier_onnx(estimator: Any, path: str | os.PathLike[str]) -> None:
     inside = [inner for step in chain.steps for inner in nested_steps(step)]
     if any(type(step) is SimpleImputer for step in inside):
         raise TypeError(
-            "SimpleImputer has no form that other verifiers read; leave it out and give the verifier rows "
-            "without missing values."
+            "SimpleImputer has no form that other verifiers read; leave it out and give the verifier "
+            "rows without missing values."
         )
     n_columns = chain.n_columns(np.empty((1, 0)))
     graph = Graph("float32")
