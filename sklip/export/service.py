@@ -29,9 +29,9 @@ from sklip.preprocessing.steps import described_steps, nested_steps
 __all__ = ["chain_of", "to_onnx"]
 
 _PROMISE = (
-    "For a row x with radius r, every x' of float64 with ||x' - x||_2 < r gets the same label: from "
-    "this file, as onnxruntime's CPUExecutionProvider computes it, and from the exact function of its "
-    "numbers."
+    "For a row x with radius r, every x' of float64 with sum_c ((x'_c - x_c) / scale_c)^2 < r^2, equal to "
+    "x where scale_c is null, gets the same label: from this file, as onnxruntime's CPUExecutionProvider "
+    "computes it, and from the exact function of its numbers."
 )
 
 
@@ -145,6 +145,7 @@ def to_onnx(
     about = {
         "sklip": sklip.__version__,
         "promise": _PROMISE,
+        "scale": json.dumps([float(unit) or None for unit in start.matrix]),
         "columns": json.dumps(names),
         "classes": json.dumps(labels.tolist()),
     }

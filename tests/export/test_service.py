@@ -212,7 +212,8 @@ def test_a_file_says_what_it_is(tmp_path):
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about["columns"]) == ["alcohol", "acid", "ash"]
     assert json.loads(about["classes"]) == ["red", "rosé", "white"]
-    assert "||x' - x||_2 < r" in about["promise"]
+    assert json.loads(about["scale"]) == [1, 2, 0.1]
+    assert "sum_c ((x'_c - x_c) / scale_c)^2 < r^2" in about["promise"]
     model = onnx.load(tmp_path / "wine.onnx")
     assert {node.domain for node in model.graph.node} == {""}
     # Nothing is computed in another precision.
