@@ -4,9 +4,9 @@ For MNIST and for pipelines on tables: whether labels agree, whether a radius of
 that of `certificates`, and by how much it is smaller in the median; an attack on the file itself, at
 0.999 of its own radii; milliseconds for a thousand rows of both, on one thread each, taking turns.
 
-The attack goes to the sphere around a row along the gradient of each margin, found by torch, and follows
-the gradient from there twice more; what counts is the label that onnxruntime gives. Beyond the radius the
-same directions find the other classes, which shows that the attack is one.
+The attack goes to the sphere around a row along the gradient of each margin, found by torch, and
+follows the gradient from there twice more; what counts is the label that onnxruntime gives. Beyond the
+radius the same directions find the other classes, which shows that the attack is one.
 
     OMP_NUM_THREADS=1 python benchmarks/services.py
 """
@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklip import LipschitzClassifier, certificates, predict_with_radii, to_onnx
+from sklip import LipschitzClassifier, predict_with_radii, to_onnx
 
 # Rows given to onnxruntime at once: gathered patches take memory.
 BATCH = 200
@@ -64,7 +64,9 @@ def logits_of(estimator: Any) -> Callable[[torch.Tensor], torch.Tensor]:
             if isinstance(step, PCA):
                 x = (x - torch.from_numpy(step.mean_)) @ torch.from_numpy(step.components_).T
             else:
-                x = (x - torch.from_numpy(step.mean_)) / torch.from_numpy(step.scale_)
+                x = (x - torch.from_numpy(step.mean_)) / (
+                    1.0 if step.scale_ is None else torch.from_numpy(step.scale_)
+                )
         logits = network(x.view(len(x), *clf.input_shape_))
         return torch.cat((-logits, logits), 1) / 2 if logits.shape[1] == 1 else logits
 
@@ -114,8 +116,9 @@ def attack(estimator: Any, session: Any, X: np.ndarray, scale: np.ndarray) -> No
             nearest = np.where(far != labels, np.minimum(nearest, multiple), nearest)
     share = np.mean(nearest < np.inf)
     print(
-        f"  attack: {violations} violations in {tries} tries at 0.999 of the radius; {share:.1%} of the "
-        f"labels change within 3 radii, in the median at {np.median(nearest)}, the first at {nearest.min()}"
+        f"  attack: {violations} violations in {tries} tries at 0.999 of the radius; {share:.1%} "
+        f"of the labels change within 3 radii, in the median at {np.median(nearest)}, the first at "
+        f"{nearest.min()}"
     )
 
 
@@ -125,15 +128,12 @@ def measure(name: str, estimator: Any, X: np.ndarray, scale: Any = None) -> None
     session = session_of(estimator, scale)
     wide = np.asarray(X, dtype=np.float64)
     labels, _, radii = answers(session, wide)
-    expected, certified = (
-        predict_with_radii(estimator, X, scale=scale),
-        certificates(estimator, X, scale=scale),
-    )
+    expected, certified = predict_with_radii(estimator, X, scale=scale)
     positive = certified > 0
     loss = 1 - radii[positive] / certified[positive]
     print(
-        f"  {len(X)} rows: {(labels != expected[0]).sum()} labels differ, {(radii > certified).sum()} radii "
-        f"are larger; smaller by {np.median(loss):.2g} in the median, {loss.max():.2g} at most; "
+        f"  {len(X)} rows: {(labels != expected).sum()} labels differ, {(radii > certified).sum()} "
+        f"radii are larger; smaller by {np.median(loss):.2g} in the median, {loss.max():.2g} at most; "
         f"median radius {np.median(radii):.4f}"
     )
     seconds: dict[str, list[float]] = {"sklip": [], "onnxruntime": [], "one row of onnxruntime": []}

@@ -29,9 +29,9 @@ from sklip.preprocessing.steps import described_steps, nested_steps
 __all__ = ["chain_of", "to_onnx"]
 
 _PROMISE = (
-    "For a row x with radius r, every x' of float64 with sum_c ((x'_c - x_c) / scale_c)^2 < r^2, equal to "
-    "x where scale_c is null, gets the same label: from this file, as onnxruntime's CPUExecutionProvider "
-    "computes it, and from the exact function of its numbers."
+    "For a row x with radius r, every x' of float64 with sum_c ((x'_c - x_c) / scale_c)^2 < r^2, equal "
+    "to x where scale_c is null, gets the same label: from this file, as onnxruntime's "
+    "CPUExecutionProvider computes it, and from the exact function of its numbers."
 )
 
 
@@ -53,10 +53,11 @@ def to_onnx(
 
     The file's input is ``X``, float64 of shape (n, n_columns): the columns of `estimator` in the order
     of ``fit``, in their own units; of images, the rows flattened with the channels first. Its outputs
-    are ``label`` (n,), ``probabilities`` (n, n_classes) and ``radius`` (n,). It computes in float64,
-    with standard operators only. The promise is for onnxruntime's CPUExecutionProvider: others may
-    multiply matrices in fewer bits. A file can raise no errors: a row with a missing value gets radius
-    0, and if no SimpleImputer fills it in, a label without meaning.
+    are ``label`` (n,), ``probabilities`` (n, n_classes) and ``radius`` (n,); its metadata say what is
+    promised. It computes in float64, with standard operators only. The promise is for onnxruntime's
+    CPUExecutionProvider: others may multiply matrices in fewer bits. A file can raise no errors: a row
+    with a missing value gets radius 0, and if no SimpleImputer fills it in, a label without meaning. A
+    convolution takes as much memory as all its patches: give the file some hundred images at a time.
 
     Needs the extra scikit-lipschitz[onnx].
 
