@@ -7,8 +7,8 @@ import pytest
 LEVELS = onnxruntime.GraphOptimizationLevel
 
 
-def run(path, X, *, optimised=True):
-    """Outputs of a file by name."""
+def opened(path, *, optimised=True):
+    """A function of rows that returns the outputs of a file by name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -16,9 +16,18 @@ def run(path, X, *, optimised=True):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     kind = {"tensor(double)": np.float64, "tensor(float)": np.float32}[session.get_inputs()[0].type]
-    return dict(zip(names, session.run(None, {"X": np.asarray(X, dtype=kind)}), strict=True))
+
+    def outputs(X):
+        return dict(zip(names, session.run(None, {"X": np.asarray(X, dtype=kind)}), strict=True))
+
+    return outputs
 
 
-@pytest.fixture(name="run")
-def _run():
-    return run
+@pytest.fixture(name="opened")
+def _opened():
+    return opened
+
+
+@pytest.fixture
+def run():
+    return lambda path, X, **arguments: opened(path, **arguments)(X)

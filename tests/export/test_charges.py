@@ -61,26 +61,27 @@ def test_the_radius_is_below_the_exact_margin_over_the_constant(optimised, tmp_p
     [((), 0.0), ((StandardScaler(),), 0.0), ((MinMaxScaler(),), 1e6)],
     ids=["network", "StandardScaler", "far from zero"],
 )
-def test_no_radius_reaches_the_other_side_however_near_that_is(steps, offset, dtype, tmp_path, run):
+def test_no_radius_reaches_the_other_side_however_near_that_is(steps, offset, dtype, tmp_path, opened):
     """Halving the way between rows of two labels, down to numbers that are neighbours."""
     rows, labels = load_wine(return_X_y=True)
     rows = rows + offset
     estimator = make_pipeline(*steps, quick(dtype=dtype)).fit(rows, labels)
     to_onnx(estimator, tmp_path / "wine.onnx", scale=np.ones(13))
+    answers = opened(tmp_path / "wine.onnx")
     first = np.array(
         [rows[labels == i][j] for i, j in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]]
     )
     last = first[[2, 4, 4, 5, 0, 1]]
-    found = run(tmp_path / "wine.onnx", np.concatenate([first, last]))["label"]
+    found = answers(np.concatenate([first, last]))["label"]
     start, differ = found[:6], found[:6] != found[6:]
     first, last, start = first[differ], last[differ], start[differ]
     assert len(start) >= 3
     for _ in range(70):
-        found = run(tmp_path / "wine.onnx", np.concatenate([first, last]))
+        found = answers(np.concatenate([first, last]))
         apart = np.linalg.norm(first - last, axis=1)
         assert (found["radius"] <= np.tile(apart, 2)).all()
         middle = first + (last - first) / 2
-        same = run(tmp_path / "wine.onnx", middle)["label"] == start
+        same = answers(middle)["label"] == start
         first, last = np.where(same[:, None], middle, first), np.where(same[:, None], last, middle)
     assert (apart < 1e-8).all()
     assert (found["radius"] == 0).all()

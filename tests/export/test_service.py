@@ -121,18 +121,19 @@ def test_the_radius_of_a_linear_classifier_is_its_distance(tmp_path, run):
 
 
 @pytest.mark.parametrize("name", ["network", "projection", "binary", "missing values"])
-def test_no_step_inside_the_radius_changes_the_label(name, tmp_path, run):
+def test_no_step_inside_the_radius_changes_the_label(name, tmp_path, opened):
     """Along the gradients of all margins, estimated from the file itself, at 0.999 of the radius."""
     estimator, rows, units = MODELS[name]()
     to_onnx(estimator, tmp_path / "model.onnx", **units)
+    answers = opened(tmp_path / "model.onnx")
     scale = rows.std(axis=0) if units is SCALED else np.ones(rows.shape[1])
-    found = run(tmp_path / "model.onnx", rows)
+    found = answers(rows)
     certified = np.flatnonzero(found["radius"] > 0)[:40]
     rng = np.random.default_rng(0)
     neighbours, expected, distances = [], [], []
     for i in certified:
         steps = np.concatenate([np.eye(len(scale)), -np.eye(len(scale))]) * 1e-3 * found["radius"][i]
-        nearby = run(tmp_path / "model.onnx", rows[i] + steps * scale)["probabilities"]
+        nearby = answers(rows[i] + steps * scale)["probabilities"]
         logs = np.log(np.maximum(nearby, 1e-300))
         margins = logs[:, [np.argmax(found["probabilities"][i])]] - logs
         slopes = margins[: len(scale)] - margins[len(scale) :]
@@ -144,7 +145,7 @@ def test_no_step_inside_the_radius_changes_the_label(name, tmp_path, run):
                 neighbours.append(rows[i] + moved)
                 expected.append(found["label"][i])
                 distances.append(share)
-    labels, distances = run(tmp_path / "model.onnx", np.array(neighbours))["label"], np.array(distances)
+    labels, distances = answers(np.array(neighbours))["label"], np.array(distances)
     same = labels == np.array(expected)
     assert same[distances < 1].all()
     assert not same[distances > 1].all(), "the directions must find the other classes"
