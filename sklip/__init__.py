@@ -10,6 +10,7 @@ The rooms, in the order in which they may import each other:
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
 * certification: whole estimators: through which steps rows reach which networks, how those decide, and
   what is certified of that, in the units of the caller's own columns.
+* export: estimators in ONNX files, with the radius in the graph, and for other verifiers.
 * scoring, plots: scorers and refit rules for searches; pictures.
 """
 
@@ -24,6 +25,7 @@ from sklip.certification import (
 )
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
+from sklip.export import to_onnx, to_verifier_onnx
 from sklip.metrics import (
     average_certified_radius_score,
     average_normalized_margin_score,
@@ -52,6 +54,8 @@ __all__ = [
     "predict_or_reject",
     "predict_with_radii",
     "register_wrapper",
+    "to_onnx",
+    "to_verifier_onnx",
 ]
 
 __version__ = "0.1.0"

@@ -1,16 +1,26 @@
 """The examples run as the README says, and show what it says."""
 
+import json
 import re
 import runpy
+import socket
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import fetch_openml
+import uvicorn
+from sklearn.datasets import fetch_openml, load_wine
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklip import LipschitzClassifier, certificates, to_onnx
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -54,6 +64,54 @@ def test_the_loans_say_what_is_proven_of_an_applicant(tmp_path):
     assert 60 < certified < right
     assert applicant == "81"
     assert (tmp_path / "tabular.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_service_prints_what_it_answered(tmp_path):
+    output = run("onnx_service.py", cwd=tmp_path)
+    rows = re.findall(
+        r"^ +(\d)  (malignant|benign) +(0\.\d+|1\.000) +(\d\.\d{3})$", output, re.MULTILINE
+    )
+    assert [int(row[0]) for row in rows] == list(range(8))
+    assert {row[1] for row in rows} == {"malignant", "benign"}
+    assert sum(float(row[3]) > 0.5 for row in rows) > 4
+    assert float(re.search(r"onnx: ([\d.]+)% of 143", output).group(1)) > 93
+
+
+def test_the_service_answers_as_the_pipeline_does(tmp_path):
+    """Over HTTP, from a server on a free port."""
+    script = runpy.run_path(str(EXAMPLES / "onnx_service.py"))
+    X, y = load_wine(return_X_y=True)
+    clf = LipschitzClassifier(hidden_layer_sizes=(8,), max_epochs=5, random_state=0)
+    pipeline = make_pipeline(StandardScaler(), clf).fit(X, y)
+    to_onnx(pipeline, tmp_path / "wine.onnx", scale="std")
+    server = uvicorn.Server(uvicorn.Config(script["service"](str(tmp_path / "wine.onnx"))))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            answers = script["ask"](url, X)  # waits until the server takes it
+            nothing = script["ask"](url, X[:0])
+            with urllib.request.urlopen(url) as answer:
+                about = json.load(answer)
+            for bad in (X[:, 1:], np.where(X > 1000, np.nan, X)):
+                with pytest.raises(urllib.error.HTTPError) as caught:
+                    script["ask"](url, bad)
+                assert caught.value.code == 422
+                assert "13 finite numbers" in caught.value.read().decode()
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert [each["label"] for each in answers] == pipeline.predict(X).tolist()
+    radii, expected = (
+        np.array([each["radius"] for each in answers]),
+        certificates(pipeline, X, scale="std"),
+    )
+    assert (radii <= expected).all()
+    np.testing.assert_allclose(radii, expected, rtol=1e-6)
+    assert nothing == []
+    assert about["classes"] == [0, 1, 2]
+    assert about["columns"] == list(range(13))
 
 
 @pytest.mark.parametrize("settings", ["tutorial", "default"])
@@ -100,12 +158,15 @@ def test_the_tutorials_runs_learn_mnist(tmp_path):
     assert accuracy > 0.5
 
 
-def test_the_readmes_code_runs():
+def test_the_readmes_code_runs(tmp_path, monkeypatch):
     """With fewer epochs, and the same names from block to block."""
+    monkeypatch.chdir(tmp_path)
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {}
     for block in blocks:
         exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)
-    assert names["certificates"](names["search"], names["X_test"], scale="std").shape == (143,)
+    radii = names["certificates"](names["search"], names["X_test"], scale="std")
+    assert radii.shape == (143,)
+    assert (names["radius"] <= radii).all()

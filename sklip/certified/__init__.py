@@ -4,6 +4,7 @@
 from sklip.certified import linear_rules, value_rules  # noqa: F401
 from sklip.certified.arithmetic import Affine, Arithmetic
 from sklip.certified.estimates import lipschitz_estimate
+from sklip.certified.files import load_network, save_network
 from sklip.certified.gains import Gains
 from sklip.certified.maps import MapBound, exact
 from sklip.certified.network import CertifiedNetwork
@@ -21,5 +22,7 @@ __all__ = [
     "exact",
     "lipschitz_bound",
     "lipschitz_estimate",
+    "load_network",
     "register_layer",
+    "save_network",
 ]

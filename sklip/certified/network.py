@@ -28,6 +28,7 @@ from sklip.certified.maps import exact, product_upper
 from sklip.certified.margins import MarginErrors, MarginGains, margin_bounds
 from sklip.certified.radii import Budget, certified_radii
 from sklip.certified.rules import described_chain
+from sklip.certified.seals import opened, sealed
 from sklip.certified.state import network_from_state, network_state
 from sklip.rows import as_numpy
 
@@ -476,4 +477,8 @@ class CertifiedNetwork:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.check_unchanged()
-        return type(self).from_state, (self.to_state(),)
+        return type(self)._from_sealed, (sealed(self.to_state()),)
+
+    @classmethod
+    def _from_sealed(cls, state: Mapping[str, Any]) -> Self:
+        return cls.from_state(opened(state, cls.__name__))

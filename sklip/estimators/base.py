@@ -6,7 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import nn
 from sklip import networks
 from sklip.certified import CertifiedNetwork
 from sklip.certified.integrity import refuse_altered
+from sklip.certified.seals import opened, sealed
 from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_pay
 from sklip.estimators.pace import Pace
 from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
@@ -387,7 +388,10 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "certified_network_")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Networks are stored as NumPy arrays: they load on a machine without the same device."""
+        """Networks are stored as NumPy arrays: they load on a machine without the same device.
+
+        All that was fitted is plain values and arrays, under a seal (:mod:`sklip.certified.seals`).
+        """
         state = dict(super().__getstate__())
         if self.__sklearn_is_fitted__():
             self.certified_network_.check_unchanged()
@@ -396,15 +400,30 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
                 name: value.cpu().numpy().copy()
                 for name, value in self.net_.module_.state_dict().items()
             }
+            state["_plan_"] = {
+                field.name: getattr(self._plan_, field.name) for field in fields(self._plan_)
+            }
+            if "_moments_" in state:
+                state["_moments_"] = asdict(self._moments_)
             # Known from the parameters.
             del state["_settings_"], state["lipschitz_bound_"]
-        return state
+        return sealed(state)
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Build the networks, and prove the one that predicts anew."""
+        """Build the networks, and prove the one that predicts anew.
+
+        Raises
+        ------
+        ValueError
+            For a state of another format, and for one that is not what was stored.
+        """
+        state = opened(state, type(self).__name__)
         super().__setstate__(dict(state))
         if "certified_network_" not in state:
             return
+        self._plan_ = networks.NetworkPlan(**state["_plan_"])
+        if "_moments_" in state:
+            self._moments_ = Moments(**state["_moments_"])
         self.device_ = available_device(self.device_)
         self.certified_network_ = CertifiedNetwork.from_state(state["certified_network_"])
         self.certified_network_.to(self.device_)

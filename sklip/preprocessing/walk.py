@@ -25,7 +25,15 @@ from sklip.certified.maps import MapBound
 from sklip.certified.radii import row_lengths_upper
 from sklip.preprocessing.steps import check_width, described_steps, may_narrow, weighted_reads
 
-__all__ = ["Distances", "check_columns", "check_shape", "column_positions", "fixed_mask", "walk"]
+__all__ = [
+    "Distances",
+    "check_columns",
+    "check_shape",
+    "column_positions",
+    "fixed_mask",
+    "longest_row",
+    "walk",
+]
 
 Distances = NDArray[np.float64] | float
 
@@ -168,14 +176,14 @@ def walk(
         own = bound.error_in(arithmetic)
         reached = Affine(length) + error_at_x + error_at_neighbour + Affine(0.0, before.bound)
         with np.errstate(divide="ignore", invalid="ignore"):
-            room = (_longest_row(own, arithmetic) - reached.offset) / reached.slope
+            room = (longest_row(own, arithmetic) - reached.offset) / reached.slope
         longest = np.minimum(longest, np.where(np.isnan(room), 0.0, room))
         error_at_neighbour = bound.carry(error_at_neighbour, reached, own)
         error_at_x = bound.carry(error_at_x, Affine(length), own)
     return values, gains, (error_at_x + error_at_neighbour).rounded_up(), longest
 
 
-def _longest_row(own: Affine, arithmetic: Arithmetic) -> float:
+def longest_row(own: Affine, arithmetic: Arithmetic) -> float:
     """Length up to which no row can overflow in a step, as in `sklip.certified.maps.longest_input`."""
     room = math.sqrt(arithmetic.largest) / 8
     if own.slope == 0:

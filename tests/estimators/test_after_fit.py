@@ -6,6 +6,7 @@ import torch
 
 from sklip import LipschitzClassifier
 from sklip.certified import Arithmetic, CertifiedNetwork
+from sklip.certified.seals import opened, sealed
 from sklip.layers import Center, GroupSort2, Sequential, SpectralLinear
 
 
@@ -111,11 +112,11 @@ def test_a_first_center_of_zeros_is_filled_with_the_mean(few_digits):
 def test_a_stored_model_is_proven_for_the_blocks_it_was_stored_with(few_digits):
     X, y = few_digits
     clf = quick(dtype="float32", hidden_layer_sizes=(128,)).fit(X, y)
-    state = clf.__getstate__()
+    state = opened(clf.__getstate__(), "model")
     assert not {"rounding", "margin_bounds", "lipschitz_bound"} & set(state["certified_network_"])
     state["certified_network_"]["block"] = 256
     loaded = quick()
-    loaded.__setstate__(state)
+    loaded.__setstate__(sealed(state))
     network = loaded.certified_network_
     assert network.arithmetic == Arithmetic("float32", 256, 288)
     expected = CertifiedNetwork(clf.to_torch(), clf.input_shape_, network.arithmetic)
