@@ -25,6 +25,7 @@ from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_
 from sklip.estimators.pace import Pace
 from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
 from sklip.inputs import (
+    as_labels,
     as_rows,
     check_castable,
     check_input_shape,
@@ -216,12 +217,12 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         goes_on: bool,
     ) -> TrainingData:
         """Validate everything. scikit-learn's own check stores the number and names of features."""
-        given_shape = check_input_shape(self.input_shape)
+        given_shape, X = check_input_shape(self.input_shape), as_numpy(X)
         shape = self.input_shape_ if goes_on else inferred_input_shape(X, given_shape)
         rows, targets = validate_data(
             self,
             as_rows(X, shape, type(self).__name__),
-            as_numpy(y),
+            as_labels(y),
             reset=not goes_on,
             order="C",
         )
