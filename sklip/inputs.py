@@ -122,8 +122,12 @@ def as_labels(y: Any) -> Any:
         raise ValueError(
             f"y must have labels of one kind, got {names}; pass [str(label) for label in y], say."
         )
-    numbers = all(issubclass(kind, Number | np.bool_) for kind in kinds)
-    return np.asarray(values) if numbers and getattr(y, "ndim", 1) == 1 and values else y
+    if not isinstance(y, list | tuple) and kinds and all(issubclass(kind, Number) for kind in kinds):
+        raise ValueError(
+            "y has numbers of type object, which scikit-learn's metrics do not take; pass "
+            "np.asarray(y.tolist())."
+        )
+    return y
 
 
 def _is_missing(value: Any) -> bool:
