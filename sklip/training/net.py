@@ -199,7 +199,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         )
         on_cuda = torch.device(self.device).type == "cuda"
         # Adam's momentum follows the schedule, and a graph could not see that.
-        unfit = watched or not known or self._draws_numbers() or isinstance(self._processes, Together)
+        # Nor may a recording wait for other processes.
+        together = isinstance(current_processes(), Together)
+        unfit = watched or not known or self._draws_numbers() or together
         if unfit or not on_cuda or self.solver != "muon" or n_steps < _FEWEST_STEPS:
             return None
         return CudaRecorder(self.device)
