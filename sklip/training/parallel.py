@@ -206,9 +206,9 @@ def data_parallel(group: distributed.ProcessGroup | None = None) -> Iterator[Non
     only. What is made once in a step, above all the turn of the orthogonal layers, is made by all:
     large networks gain, and small ones lose what the processes have to say to each other.
 
-    In float64 the weights are those of one process to 1e-13 or so. In float32 training enlarges rounding:
-    they differed by up to 1e-2 after twelve steps (``benchmarks/README.md``), and every model is proven as it
-    is.
+    In float64 the weights are those of one process to 1e-13 or so. In float32 training enlarges
+    rounding: they differed by up to 1e-2 after twelve steps (``benchmarks/README.md``). Either way
+    each model is proven as it is.
 
     Examples
     --------
