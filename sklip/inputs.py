@@ -7,6 +7,7 @@ Everything ends as rows, (n_samples, n_features), which scikit-learn validates, 
 from __future__ import annotations
 
 import math
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_array
 from sklip.rows import as_numpy, row_pieces
 
 __all__ = [
+    "as_labels",
     "as_rows",
     "cast_rows",
     "check_castable",
@@ -65,8 +67,13 @@ def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tu
 def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
     """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
     X = as_numpy(X)
+    if np.ma.is_masked(X):
+        raise ValueError("Input X has masked values, which would count; pass X.filled(value).")
     shape = getattr(X, "shape", None)
-    if shape is None or len(shape) not in (3, 4) or input_shape is None:
+    if shape is None or input_shape is None:
+        return X
+    _refuse_one_image(tuple(shape), input_shape)
+    if len(shape) not in (3, 4):
         return X
     images = np.asarray(X)
     got = (1, *images.shape[1:]) if images.ndim == 3 else images.shape[1:]
@@ -83,6 +90,53 @@ def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) ->
     return images.reshape(len(images), math.prod(input_shape))
 
 
+def _refuse_one_image(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
+    """Raise an error for X that is one image, without an axis of samples."""
+    if len(input_shape) != 3 or shape[1:] == (math.prod(input_shape),):
+        return
+    channels, height, width = input_shape
+    of_one_image = [input_shape, (height, width, channels)] if channels > 1 else [(height, width)]
+    if shape in of_one_image:
+        raise ValueError(
+            f"Expected images of shape (n_samples, {', '.join(map(str, input_shape))}), got one image "
+            f"of shape {shape} instead. Reshape your data using X[np.newaxis] if it contains a single "
+            "image."
+        )
+
+
+def as_labels(y: Any) -> Any:
+    """Return labels for scikit-learn's check; missing ones, and those of several kinds, are errors.
+
+    NumPy would turn a list of numbers and words into words without a word of it.
+    """
+    y = as_numpy(y)
+    if not isinstance(y, list | tuple) and getattr(y, "dtype", None) != np.dtype(object):
+        return y
+    values = list(y)
+    kinds = {type(value) for value in values}
+    if any(_is_missing(value) for value in values):
+        raise ValueError("Input y contains NaN or None, which is no label; leave these rows out.")
+    words = {kind for kind in kinds if issubclass(kind, str)}
+    if words and kinds != words:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise ValueError(
+            f"y must have labels of one kind, got {names}; pass [str(label) for label in y], say."
+        )
+    if not isinstance(y, list | tuple) and kinds and all(issubclass(kind, Number) for kind in kinds):
+        raise ValueError(
+            "y has numbers of type object, which scikit-learn's metrics do not take; pass "
+            "np.asarray(y.tolist())."
+        )
+    return y
+
+
+def _is_missing(value: Any) -> bool:
+    # pandas' NA answers no question about itself.
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
 def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return rows in the network's precision; a value that it can't hold is an error."""
     with np.errstate(over="ignore"):
@@ -97,6 +151,8 @@ def check_castable(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
 
     No value is rounded coarser than to float64.
     """
+    if rows.dtype.kind not in "biuf":
+        raise ValueError(f"X must hold numbers, got {rows.dtype}; convert it.")
     if rows.dtype.name not in _TORCH_TYPES or not rows.dtype.isnative:
         exact = np.promote_types(rows.dtype, np.float32)
         rows = cast_rows(rows, exact.name if exact.itemsize <= 8 else "float64")

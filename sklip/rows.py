@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 __all__ = ["as_numpy", "as_tensor", "is_mapped", "row_pieces"]
 
 _VALUES_AT_ONCE = 2**22
+_FLOATS_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
 def row_pieces(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -33,8 +35,57 @@ def is_mapped(rows: NDArray[Any]) -> bool:
 
 
 def as_numpy(values: Any) -> Any:
-    """Return a torch tensor as a NumPy array, anything else as it is."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    """Return a torch tensor, or a list of images, as a NumPy array; anything else as it is."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.dtype not in _FLOATS_OF_NUMPY:
+            values = values.float()  # holds every bfloat16, and every number of 8 bits, exactly
+        return values.numpy()
+    if _is_pillow_image(values):
+        raise ValueError("Expected a list of images, got one image instead; pass [image].")
+    if isinstance(values, list | tuple) and len(values) and _is_image(values[0]):
+        return _stacked(values)
+    return values
+
+
+def _is_pillow_image(value: Any) -> bool:
+    # An image of Pillow is one only where Pillow was imported; it is none of sklip's requirements.
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a member of a list is an image, not a row."""
+    if _is_pillow_image(value) or getattr(value, "ndim", 0) >= 2:
+        return True
+    try:
+        return isinstance(value, list | tuple) and np.ndim(value) >= 2
+    except ValueError:  # ragged
+        return False
+
+
+def _stacked(images: Sequence[Any]) -> NDArray[Any]:
+    arrays = [_channels_first(image) for image in images]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise ValueError(
+            "X must be images of one shape, got a list of images of shapes "
+            f"{', '.join(map(str, shapes))}; resize them to one, and convert them to one mode."
+        )
+    return np.stack(arrays)
+
+
+def _channels_first(image: Any) -> NDArray[Any]:
+    """Return one image as an array: Pillow's have their channels last, others are taken as they are."""
+    if not _is_pillow_image(image):
+        return np.asarray(as_numpy(image))
+    if image.mode in ("P", "PA"):
+        raise ValueError(
+            f"X has an image of mode {image.mode!r}, whose values are places in a palette, not "
+            "colours; pass image.convert('RGB')."
+        )
+    array = np.asarray(image)
+    return np.moveaxis(array, -1, 0) if array.ndim == 3 else array
 
 
 def as_tensor(array: NDArray[Any]) -> Tensor:

@@ -114,6 +114,16 @@ def test_the_service_answers_as_the_pipeline_does(tmp_path):
     assert about["columns"] == list(range(13))
 
 
+def test_the_dask_search_chooses_from_what_both_workers_found(tmp_path):
+    pytest.importorskip("distributed", reason="dask is not installed (extra `dask`)")
+    output = run("dask_search.py", "--epochs", "5", cwd=tmp_path)
+    rows = re.findall(r"^ +(\d+\.0) +(0\.\d) +(0\.\d{3}) +(0\.\d{3})", output, re.MULTILINE)
+    assert [row[:2] for row in rows] == [(t, e) for e in ("0.0", "0.5") for t in ("1.0", "3.0", "10.0")]
+    assert all(float(accuracy) > float(certified) for *_, accuracy, certified in rows)
+    assert output.count("<- chosen") == 1
+    assert re.search(r"^18 fits in [\d.]+ s: \d+(?: and \d+)? on [12] workers$", output, re.MULTILINE)
+
+
 @pytest.mark.parametrize("settings", ["tutorial", "default"])
 def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, capsys):
     """On the digits in a frame of 28 x 28, which are there on every machine."""
@@ -163,7 +173,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     names = {}
     for block in blocks:
         exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from sklip import LipschitzClassifier, certificates
 from sklip.inputs import (
+    as_labels,
     as_rows,
     cast_rows,
     check_input_shape,
@@ -15,6 +18,7 @@ from sklip.inputs import (
     encode_labels,
     inferred_input_shape,
 )
+from sklip.rows import as_numpy
 
 # -- input_shape -------------------------------------------------------------------------------
 
@@ -188,6 +192,115 @@ def test_the_largest_value_is_not_too_large():
     assert cast_rows(np.array([[_LARGEST]]), "float32")[0, 0] == np.float32(_LARGEST)
 
 
+# -- lists of images, one image, types that NumPy lacks ----------------------------------------
+
+GRAY = np.random.default_rng(0).integers(0, 256, (6, 4, 5), dtype=np.uint8)
+COLOURS = np.random.default_rng(1).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("container", [list, tuple])
+@pytest.mark.parametrize(
+    "make",
+    [np.array, torch.from_numpy, Image.fromarray, np.ndarray.tolist],
+    ids=lambda make: make.__name__,
+)
+def test_a_list_of_images_is_the_array_of_them(make, container):
+    np.testing.assert_array_equal(as_numpy(container(make(image) for image in GRAY)), GRAY)
+
+
+def test_images_of_pillow_have_their_channels_last_and_those_of_arrays_are_taken_as_they_are():
+    first = np.moveaxis(COLOURS, 3, 1)
+    np.testing.assert_array_equal(as_numpy([Image.fromarray(image) for image in COLOURS]), first)
+    np.testing.assert_array_equal(as_numpy(list(first)), first)
+    np.testing.assert_array_equal(as_numpy(list(COLOURS)), COLOURS)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[1.0, 2.0], [3.0, 4.0]], [np.ones(2), np.ones(2)], [1, 2], [], ["a"], [[1.0, [2.0]]], [None]],
+    ids=str,
+)
+def test_any_other_list_is_left_to_scikit_learn(rows):
+    assert as_numpy(rows) is rows
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([GRAY[0], GRAY[1, :3]], r"images of one shape, got .* shapes \(3, 5\), \(4, 5\); resize"),
+        ([Image.fromarray(GRAY[0]), Image.fromarray(COLOURS[0])], r"shapes \(3, 4, 5\), \(4, 5\)"),
+        ([Image.fromarray(COLOURS[0]).convert("P")], r"mode 'P'.*palette.*convert\('RGB'\)"),
+        (Image.fromarray(GRAY[0]), r"Expected a list of images, got one image.*pass \[image\]"),
+    ],
+)
+def test_lists_that_are_no_array_of_images_say_why(images, message):
+    with pytest.raises(ValueError, match=message):
+        as_numpy(images)
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_shape"),
+    [((4, 5), (1, 4, 5)), ((3, 4, 5), (3, 4, 5)), ((4, 5, 3), (3, 4, 5))],
+)
+def test_one_image_is_told_from_many(shape, input_shape):
+    with pytest.raises(ValueError, match=r"^Expected images of shape .*got one image.*X\[np.newaxis\]"):
+        as_rows(np.zeros(shape), input_shape, "Name")
+    # The remedy works, and what else has two or three axes is no image.
+    assert as_rows(np.zeros(shape)[np.newaxis], input_shape, "Name").shape == (1, math.prod(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_shape"), [((1, 5), (1, 1, 5)), ((1, 4, 5), (1, 4, 5)), ((4, 20), (1, 4, 5))]
+)
+def test_rows_and_gray_images_are_not_taken_for_one_image(shape, input_shape):
+    assert as_rows(np.zeros(shape), input_shape, "Name").shape[1] == math.prod(input_shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_floats_that_numpy_lacks_keep_their_values(dtype):
+    values = (torch.arange(-8.0, 8.0) / 4).to(dtype)
+    assert as_numpy(values).dtype == np.float32
+    # Each is a multiple of 1/4 below 4: the types hold it.
+    assert as_numpy(values).tolist() == (np.arange(-8.0, 8.0) / 4).tolist()
+
+
+def test_masked_values_are_refused_and_a_mask_of_nothing_is_none():
+    table = np.ma.masked_array(np.ones((2, 3)), mask=False)
+    assert as_rows(table, None, "Name") is table
+    table[0, 1] = np.ma.masked
+    with pytest.raises(ValueError, match=r"^Input X has masked values.*X.filled"):
+        as_rows(table, None, "Name")
+
+
+def test_a_classifier_takes_lists_of_images_and_certifies_them():
+    y = np.arange(6) % 2
+    pictures = [Image.fromarray(image) for image in COLOURS]
+    quick = {"max_epochs": 2, "conv_channels": (4,), "hidden_layer_sizes": (8,), "random_state": 0}
+    clf = LipschitzClassifier(**quick).fit(pictures, y)
+    assert clf.input_shape_ == (3, 4, 5)
+    by_array = LipschitzClassifier(**quick).fit(np.moveaxis(COLOURS, 3, 1), y)
+    radii = certificates(by_array, np.moveaxis(COLOURS, 3, 1))
+    np.testing.assert_array_equal(certificates(clf, pictures), radii)
+    np.testing.assert_array_equal(clf.certified_network_.radii([*np.moveaxis(COLOURS, 3, 1)]), radii)
+    with pytest.raises(ValueError, match="got one image"):
+        certificates(clf, COLOURS[0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_mapped_file_with_the_channels_last_is_read_by_its_input_shape(tmp_path, dtype):
+    images = np.memmap(tmp_path / "images", dtype, "w+", shape=COLOURS.shape)
+    images[:] = COLOURS
+    quick = {"max_epochs": 2, "conv_channels": (4,), "hidden_layer_sizes": (8,), "random_state": 0}
+    y = np.arange(6) % 2
+    with pytest.raises(ValueError, match=r"channels last; pass input_shape=\(3, 4, 5\)"):
+        LipschitzClassifier(**quick).fit(images, y)
+    clf = LipschitzClassifier(input_shape=(3, 4, 5), **quick).fit(images, y)
+    by_array = LipschitzClassifier(**quick).fit(np.moveaxis(COLOURS, 3, 1), y)
+    np.testing.assert_array_equal(
+        clf.certificates_(images), by_array.certificates_(np.moveaxis(COLOURS, 3, 1))
+    )
+
+
 # -- labels ------------------------------------------------------------------------------------
 
 
@@ -232,6 +345,40 @@ def test_labels_of_no_class_are_refused_by_name(labels, classes, unseen):
 def test_classes_must_stay_those_of_the_first_call(repeated):
     with pytest.raises(ValueError, match=r"first call to partial_fit, \[0, 1\], got "):
         encode_labels(np.array([0]), np.array([0, 1]), repeated)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([None, "a", "b"], "NaN or None, which is no label; leave these rows out"),
+        ([math.nan, "a"], "NaN or None"),
+        (pd.Series(["a", pd.NA, "b"], dtype=object), "NaN or None"),
+        (np.array([0, np.float32(math.nan)], dtype=object), "NaN or None"),
+        ([1, "a"], r"labels of one kind, got int, str; pass \[str\(label\) for label in y\]"),
+        (np.array(["a", b"a"], dtype=object), "labels of one kind, got bytes, str"),
+        (np.array([0, 1], dtype=object), r"numbers of type object.*pass np.asarray\(y.tolist\(\)\)"),
+    ],
+)
+def test_labels_that_are_missing_or_mixed_say_so(y, message):
+    with pytest.raises(ValueError, match=message):
+        as_labels(y)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        ["a", np.str_("b")],
+        np.array(["a", "b"], dtype=object),
+        np.array([1.5]),
+        [],
+        [[1], [0]],
+        None,
+        "a",
+    ],
+    ids=str,
+)
+def test_other_labels_are_left_to_scikit_learn(y):
+    assert as_labels(y) is y
 
 
 # -- weights -----------------------------------------------------------------------------------

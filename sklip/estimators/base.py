@@ -26,6 +26,7 @@ from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_
 from sklip.estimators.pace import Pace
 from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
 from sklip.inputs import (
+    as_labels,
     as_rows,
     check_castable,
     check_input_shape,
@@ -39,6 +40,7 @@ from sklip.training.columns import weighted_columns
 from sklip.training.data import Moments, Samples, TrainingData
 from sklip.training.devices import available_device, resolve_device
 from sklip.training.net import LipschitzNet
+from sklip.training.parallel import current_processes, fingerprint
 from sklip.training.seeding import seeded
 
 __all__ = ["LipschitzEstimator", "proven_network"]
@@ -113,7 +115,10 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         """Train and prove; only where all of it succeeds is there another model than before."""
         data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
         device = self.device_ if goes_on else resolve_device(self.device)
+        processes = current_processes()
+        processes.check_agreement(lambda: self._facts(data))
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = processes.from_first(seed)
         draws, samples = seeded(seed), data.samples(device)
         # Images have no columns.
         moments = data.moments if len(data.input_shape) == 1 else None
@@ -200,6 +205,7 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             return module
 
         pays = weights_pay(train, samples, self.tau, moments.weight, seed)
+        pays = current_processes().from_first(pays)
         return replace(plan, column_weights=pays)
 
     def _read(
@@ -212,12 +218,12 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         goes_on: bool,
     ) -> TrainingData:
         """Validate everything. scikit-learn's own check stores the number and names of features."""
-        given_shape = check_input_shape(self.input_shape)
+        given_shape, X = check_input_shape(self.input_shape), as_numpy(X)
         shape = self.input_shape_ if goes_on else inferred_input_shape(X, given_shape)
         rows, targets = validate_data(
             self,
             as_rows(X, shape, type(self).__name__),
-            as_numpy(y),
+            as_labels(y),
             reset=not goes_on,
             order="C",
         )
@@ -292,6 +298,23 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
                 f"{plan.input_shape}, got outputs of shape {tuple(outputs.shape[1:])}."
             )
         CertifiedNetwork.prove(to_torch(network), plan.input_shape, plan.dtype)
+
+    def _facts(self, data: TrainingData) -> dict[str, str]:
+        """Return what has to be the same in all processes that train together."""
+        told = {
+            name: repr(value)
+            for name, value in self.get_params(deep=False).items()
+            if name not in ("callbacks", "device", "random_state", "verbose")
+            # The repr of anything else may name where it lies in memory.
+            and isinstance(value, str | int | float | tuple | list | dict | np.ndarray | None)
+        }
+        weight, classes = data.sample_weight, data.classes
+        return told | {
+            "X": fingerprint(data.rows),
+            "y": f"{fingerprint(data.targets)} {None if classes is None else classes.tolist()}",
+            "sample_weight": fingerprint(weight),
+            "the number of epochs so far": str(getattr(self, "n_iter_", 0)),
+        }
 
     def _net_settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OF_THE_NET}

@@ -30,6 +30,7 @@ from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
 from sklip.training.muon import StiefelMuon
 from sklip.training.one_cycle import OneCycle
+from sklip.training.parallel import Together, current_processes
 from sklip.training.seeding import seeded
 
 __all__ = ["LipschitzNet", "keep_freed_memory"]
@@ -116,6 +117,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
         self.planned_epochs = len(self.history) + epochs
         self._validation = validation
+        processes = current_processes()
+        processes.check_network(self.module_)
+        processes.align_(self.module_.state_dict().values())
+        self._processes = processes
         n_steps = epochs * -(-len(data) // self.batch_size)
         self._column_weights = weighted_columns(self.module_, self.column_scales)
         if isinstance(self.optimizer_, StiefelMuon):
@@ -153,6 +158,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                 )
         finally:
             del self._validation, self._step_schedule, self._take_step, self._column_weights
+            del self._processes
             # A fitted model is to hold no more than its weights and the optimiser's state.
             self.optimizer_.zero_grad(set_to_none=True)
         self.notify("on_train_end", X=data, y=None)
@@ -199,7 +205,9 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         )
         on_cuda = torch.device(self.device).type == "cuda"
         # Adam's momentum follows the schedule, and a graph could not see that.
-        unfit = watched or not known or self._draws_numbers()
+        # Nor may a recording wait for other processes.
+        together = isinstance(current_processes(), Together)
+        unfit = watched or not known or self._draws_numbers() or together
         unfit = unfit or os.environ.get("SKLIP_CUDA_GRAPHS") == "0"
         if unfit or not on_cuda or self.solver != "muon" or n_steps < _FEWEST_STEPS:
             return None
@@ -245,11 +253,12 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             for parameter in group["params"]:
                 parameter.grad = None
         with self.draws if self._may_draw else contextlib.nullcontext():
-            logits = self.infer(X)
+            logits = self._processes.logits(self.infer, X)
             if self._column_weights:
                 logits.retain_grad()
             loss = self.criterion_(logits, y, sample_weight)
         loss.backward()
+        self._processes.add_up_(self.module_.parameters())
         for weights in self._column_weights:
             assert self.column_scales is not None, "as there are weights"
             penalize_(weights, self.column_scales, logits, sample_weight)
@@ -306,8 +315,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
             sums = part if sums is None else sums + part
         if training:
             self._finish_turn()
+            self._processes.align_(self.module_.state_dict().values())
         assert sums is not None, "validated data has at least one row"
-        total, *means = sums.tolist()
+        # What stops training must be the same number in all processes.
+        total, *means = self._processes.from_first(sums).tolist()
         means = [mean / total for mean in means]
         if not math.isfinite(means[0]):
             raise ValueError(

@@ -12,14 +12,14 @@ from torch import nn
 from sklip import CertifiedNetwork, lipschitz_estimate
 from sklip.certified import rules
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "certify_other_networks.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "other_networks.py"
 # Of the peers' own code and of what they import.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
 def example():
-    specification = importlib.util.spec_from_file_location("certify_other_networks", EXAMPLE)
+    specification = importlib.util.spec_from_file_location("other_networks", EXAMPLE)
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module

@@ -1,7 +1,7 @@
 """Certify networks that other libraries trained, and attack them.
 
     pip install -c constraints.txt -e ".[peers]"
-    python examples/certify_other_networks.py
+    python examples/other_networks.py
 
 A small convolutional network is trained on scikit-learn's digits with each of deel-torchlip and
 orthogonium, brought to plain layers, and proven by CertifiedNetwork as it stands: nothing is trained
