@@ -26,7 +26,7 @@ DOORS = {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
-    "scoring": {"certification", "metrics"},
+    "scoring": {"certification", "metrics", "preprocessing", "training"},
     "plots": {"certification", "metrics"},
 }
 # What a room may not know of, wherever it lies.

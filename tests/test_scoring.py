@@ -136,12 +136,36 @@ def test_scorers_survive_clone_and_pickle(scorer, copy):
     assert copied.get_params() == scorer.get_params()
 
 
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_a_bad_eps_is_refused_at_the_call(fitted, few_digits, eps):
-    # As everywhere in scikit-learn, the constructor takes what it is given.
-    scorer = certified_accuracy_scorer(eps=eps)
-    with pytest.raises(ValueError, match=r"^eps must be a finite number of at least 0"):
-        scorer(fitted["estimator"], *few_digits)
+WRONG = [
+    ({"eps": -0.1}, r"^eps must be a finite number of at least 0"),
+    ({"eps": math.nan}, r"^eps must be a finite number of at least 0"),
+    ({"eps": math.inf}, r"^eps must be a finite number of at least 0"),
+    ({"scale": "deviation"}, r"^scale must be 'std', a positive number for each column"),
+    ({"scale": 2.0}, r"^scale must be 'std', a positive number for each column"),
+    ({"scale": [1.0, 0.0]}, r"^scale must hold positive and finite numbers, got 0.0"),
+    ({"scale": {"age": math.nan}}, r"^scale must hold positive and finite numbers, got nan"),
+    ({"fixed_columns": "age"}, r"^fixed_columns must be an iterable of columns, got 'age'"),
+    ({"fixed_columns": None}, r"^fixed_columns must be an iterable of columns, got None"),
+    ({"categorical_edits": -1}, r"^categorical_edits must be None or an integer of at least 0"),
+    ({"categorical_columns": [0]}, r"^categorical_columns needs categorical_edits"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_no_data_can_be_scored_with_is_refused_before_a_search_begins(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy_scorer(**wrong)
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy_scorer().set_params(**wrong)
+    if "eps" not in wrong:
+        with pytest.raises(ValueError, match=message):
+            average_certified_radius_scorer(**wrong)
+
+
+def test_scales_of_all_kinds_are_taken_and_those_of_fixed_columns_not_read():
+    for scale in ("std", [1, 2.0], np.ones(3, dtype=np.float32), {"age": 2}):
+        assert certified_accuracy_scorer(scale=scale).scale is scale
+    certified_accuracy_scorer(scale=[1.0, 0.0], fixed_columns=[1])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ r"""LipschitzClassifier: its parameters, its targets, and what it predicts."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import nn
 from sklip.certified.decisions import with_winners
 from sklip.certified.radii import predicted_codes
 from sklip.estimators.base import LipschitzEstimator, proven_network
+from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
 from sklip.inputs import encode_labels
 from sklip.metrics import certified_accuracy_score
@@ -246,6 +249,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         self.verbose = verbose
         self.random_state = random_state
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train the network and prove its Lipschitz constant.
 
@@ -267,6 +271,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         ValueError
             For parameters or data out of range, and if training turns non-finite; no model is kept
             then.
+        KeyboardInterrupt
+            If the user interrupts, so that a search or a script around it ends as well. The model
+            reached so far is kept, proven, and can be used.
         """
         self._validate_params()
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
@@ -367,16 +374,27 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        scores = torch.from_numpy(logits)
-        if scores.shape[1] == 1:
-            probabilities = torch.sigmoid(self.tau_ * torch.cat((-scores, scores), dim=1))
-        else:
-            # Less the largest before tau is multiplied in, which may overflow.
-            scores = scores - scores.max(dim=1, keepdim=True).values
-            probabilities = torch.softmax(self.tau_ * scores, dim=1)
+        logits = self.certified_network_.logits(self.network_rows(X))
+        probabilities = _probabilities(torch.from_numpy(logits), self.tau_)
         return with_winners(probabilities.numpy(), predicted_codes(logits))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the logarithms of :meth:`predict_proba`, exact where that is 0 or 1 by rounding.
+
+        The largest is that of the class that :meth:`predict` gives.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        logits = self.certified_network_.logits(self.network_rows(X))
+        logarithms = _log_probabilities(torch.from_numpy(logits), self.tau_)
+        return with_winners(logarithms.numpy(), predicted_codes(logits))
 
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
         r"""Return for each row a radius inside which the predicted class can't change.
@@ -505,7 +523,29 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
             alpha=self.alpha,
         )
 
+    def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return functools.partial(_probabilities, tau=float(self.tau))
+
     def _keep(self, data: TrainingData) -> None:
         assert data.classes is not None
         self.classes_: NDArray[Any] = data.classes
         self.tau_ = float(self.tau)
+
+
+def _probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return the softmax of tau times logits, or both sigmoids of a single one."""
+    if logits.shape[1] == 1:
+        return torch.sigmoid(tau * torch.cat((-logits, logits), dim=1))
+    # Less the largest before tau is multiplied in, which may overflow.
+    return torch.softmax(tau * (logits - logits.max(dim=1, keepdim=True).values), dim=1)
+
+
+def _log_probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return the logarithms of what `_probabilities` returns, to their last digits."""
+    if logits.shape[1] == 1:
+        return nn.functional.logsigmoid(tau * torch.cat((-logits, logits), dim=1))
+    largest, winners = logits.max(dim=1, keepdim=True)
+    scores = tau * (logits - largest)
+    # Of a class that is nearly certain, what the others leave it is small, and no difference to 1.
+    others = scores.exp().scatter(1, winners, 0.0)
+    return scores - torch.log1p(others.sum(dim=1, keepdim=True))
