@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
+from sklearn.utils.metadata_routing import UNUSED
 
 from sklip.certification import predict_with_radii
 from sklip.metrics import average_certified_radius_score, certified_accuracy_score, check_eps
@@ -31,8 +32,8 @@ __all__ = ["average_certified_radius_scorer", "certified_accuracy_scorer", "most
 class _CertifiedScorer(BaseEstimator):  # type: ignore[misc]
     """What scorers share: what may change, in which units that is measured, and weights of samples."""
 
-    # What set_score_request may name.
-    __metadata_request__score: ClassVar = {"sample_weight": None}
+    # Of the arguments of `score`, only weights are metadata.
+    __metadata_request__score: ClassVar = {"estimator": UNUSED}
 
     fixed_columns: Sequence[str | int]
     scale: Any
@@ -64,6 +65,18 @@ class _CertifiedScorer(BaseEstimator):  # type: ignore[misc]
                 f"categorical_edits must be None or an integer of at least 0, got {edits!r}."
             )
         _check_scale(self.scale, check_numbers=len(list(self.fixed_columns)) == 0)
+
+    @abstractmethod
+    def score(
+        self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the score of a fitted estimator."""
+
+    def __call__(
+        self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the score of a fitted estimator."""
+        return self.score(estimator, X, y, sample_weight)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, checked as where the scorer is made."""
@@ -147,10 +160,10 @@ class certified_accuracy_scorer(_CertifiedScorer):  # noqa: N801
         check_eps(self.eps)
         super()._check()
 
-    def __call__(
+    def score(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
-        """Return the score of a fitted estimator."""
+        """Return the score of a fitted estimator, as a call does."""
         y, labels, radii = self._found(estimator, X, y)
         return certified_accuracy_score(y, labels, radii, eps=self.eps, sample_weight=sample_weight)
 
@@ -191,10 +204,10 @@ class average_certified_radius_scorer(_CertifiedScorer):  # noqa: N801
         """The score's name in scikit-learn's curve displays and in skorch's history."""
         return "average_certified_radius"
 
-    def __call__(
+    def score(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
-        """Return the score of a fitted estimator."""
+        """Return the score of a fitted estimator, as a call does."""
         y, labels, radii = self._found(estimator, X, y)
         return average_certified_radius_score(y, labels, radii, sample_weight=sample_weight)
 
