@@ -44,8 +44,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         * "logit_annealing": the same, spending less on rows that have margin enough;
         * "hkr": hinge-regularised Kantorovich-Rubinstein loss with `min_margin` and `alpha`;
         * "lse_hkr": the same with a soft maximum over the wrong classes;
-        * a module of :mod:`sklip.losses`, or your own, that takes (logits, class codes, sample_weight
-          or None); your own is slower on CUDA, where it can't be replayed as a graph.
+        * a module of :mod:`sklip.losses`, whose parameters are ``loss__tau`` and the like, or your own,
+          that takes (logits, class codes, sample_weight or None); your own is slower on CUDA, where it
+          can't be replayed as a graph.
     tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
         margins that training asks for, in the units of what this estimator itself sees.
@@ -112,8 +113,12 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Precision of training and prediction; "auto" is float64 for tables of at most 2**20 values and
         float32 for images and anything larger.
     callbacks : list of skorch callbacks, default=None
-        Instances or (name, instance) pairs. Copies of them are handed to skorch. On CUDA training is
-        slower with them: they may look into a step, so it can't be replayed as a graph.
+        Instances or (name, instance) pairs. Copies of them are handed to skorch; ``set_params`` and
+        grids reach them as ``callbacks__name`` and ``callbacks__name__parameter``. Those that score
+        held-out rows need ``early_stopping=True``, and an LRScheduler
+        ``learning_rate_schedule="constant"``. To scorers labels are the positions in `classes_`. On
+        CUDA training is slower with callbacks: they may look into a step, so it can't be replayed as a
+        graph.
     verbose : int, default=0
         Whether to print a line an epoch: loss, accuracy, normalized margin; and to show a bar for
         epochs that take long.
@@ -131,8 +136,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
     certified_network_ : sklip.CertifiedNetwork
         The network that predicts, in plain layers, with all that is proven of it.
     history_ : list of dict
-        One row an epoch: train_loss, seconds, and valid_loss, valid_accuracy and
-        valid_normalized_margin with early stopping; train_accuracy and train_normalized_margin if
+        One row an epoch: train_loss, train_loss_best (whether it is the least so far) and seconds;
+        with early stopping valid_loss, valid_loss_best, valid_accuracy and valid_normalized_margin; what
+        callbacks record; and train_accuracy and train_normalized_margin if
         verbose. The normalized margin, over sqrt 2, is the mean radius that a network of constant 1
         would have, a wrong prediction counting 0; of the network in training nothing is proven.
     n_iter_ : int
@@ -374,7 +380,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        logits = self.certified_network_.logits(self.network_rows(X))
+        rows = self.network_rows(X)
+        logits = self.certified_network_.logits(rows)
         probabilities = _probabilities(torch.from_numpy(logits), self.tau_)
         return with_winners(probabilities.numpy(), predicted_codes(logits))
 
@@ -392,7 +399,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        logits = self.certified_network_.logits(self.network_rows(X))
+        rows = self.network_rows(X)
+        logits = self.certified_network_.logits(rows)
         logarithms = _log_probabilities(torch.from_numpy(logits), self.tau_)
         return with_winners(logarithms.numpy(), predicted_codes(logits))
 

@@ -22,7 +22,8 @@ def named_callbacks(callbacks: Any) -> list[tuple[str, Any]]:
     """
     entries = [
         each if isinstance(each, tuple) and len(each) == 2 else (type(each).__name__, each)
-        for each in callbacks or ()
+        # Whatever else was set is refused in fit.
+        for each in (callbacks if isinstance(callbacks, list | tuple) else ())
     ]
     total, seen = Counter(name for name, _ in entries), Counter[str]()
     named = []

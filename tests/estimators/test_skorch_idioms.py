@@ -363,3 +363,31 @@ def test_pipelines_and_searches_have_log_probabilities(data):
     X, y = data
     pipeline = make_pipeline(StandardScaler(with_std=False), quick()).fit(X, y)
     np.testing.assert_allclose(np.exp(pipeline.predict_log_proba(X)), pipeline.predict_proba(X))
+
+
+# -- weight decay ---------------------------------------------------------------------------------
+
+
+class Decay(Callback):
+    def __init__(self, weight_decay):
+        self.weight_decay = weight_decay
+
+    def on_train_begin(self, net, **kwargs):
+        for group in net.optimizer_.param_groups:
+            group["weight_decay"] = self.weight_decay
+
+
+def plain_network(input_shape, n_outputs):
+    """Layers that nothing constrains."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(*input_shape, 8), torch.nn.ReLU(), torch.nn.Linear(8, n_outputs)
+    )
+
+
+def test_weight_decay_of_plain_layers_is_set_by_a_callback(data):
+    clf = quick(architecture=plain_network, callbacks=[("decay", Decay(0.0))], learning_rate=0.3)
+    bounds = [
+        clone(clf).set_params(callbacks__decay__weight_decay=decay).fit(*data).lipschitz_bound_
+        for decay in (0.0, 3.0)
+    ]
+    assert 0 < bounds[1] < 0.8 * bounds[0]
