@@ -125,7 +125,8 @@ class certified_accuracy_scorer(_CertifiedScorer):  # noqa: N801
     Notes
     -----
     With scikit-learn's metadata routing, ``set_score_request(sample_weight=True)`` asks for weights of
-    samples. In a ``skorch.callbacks.EpochScoring`` that a LipschitzClassifier has among its
+    samples. scikit-learn 1.9's ScoringMonitor takes scorers in a dict only. In a
+    ``skorch.callbacks.EpochScoring`` that a LipschitzClassifier has among its
     `callbacks`, the network is proven anew after each epoch, and X is what the classifier itself sees,
     behind the steps of a Pipeline.
 

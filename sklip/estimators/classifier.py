@@ -137,8 +137,8 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         The network that predicts, in plain layers, with all that is proven of it.
     history_ : list of dict
         One row an epoch: train_loss, train_loss_best (whether it is the least so far) and seconds;
-        with early stopping valid_loss, valid_loss_best, valid_accuracy and valid_normalized_margin; what
-        callbacks record; and train_accuracy and train_normalized_margin if
+        with early stopping valid_loss, valid_loss_best, valid_accuracy and valid_normalized_margin;
+        what callbacks record; and train_accuracy and train_normalized_margin if
         verbose. The normalized margin, over sqrt 2, is the mean radius that a network of constant 1
         would have, a wrong prediction counting 0; of the network in training nothing is proven.
     n_iter_ : int

@@ -97,8 +97,8 @@ class StiefelMuon(torch.optim.Optimizer):
     weight_decay : float, default=0.0
         Decoupled weight decay, as AdamW's, of the free parameters: those that are neither constrained
         nor kept between 0 and 1. Of sklip's layers these are biases only, where it changes nothing
-        (wine, breast_cancer, digits, 0 to 100: accuracy within 0.006, mean radius within 1 %); it is for
-        plain layers of your own. It is in ``param_groups``, where a callback of skorch may set it.
+        (wine, breast_cancer, digits, 0 to 100: accuracy within 0.006, mean radius within 1 %); it is
+        for plain layers of your own. It is in ``param_groups``, where a callback of skorch may set it.
 
     References
     ----------
