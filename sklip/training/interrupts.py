@@ -5,8 +5,9 @@ Note [Two interrupts]
 skorch's callbacks end training by ``raise KeyboardInterrupt``, and Ctrl-C raises the same exception, in
 callbacks as well. The first ends one training as planned; to take the second for it would have a
 search score a model half trained and go on. Nothing in the exception tells them apart, but the
-instruction at which it came up does: a statement raises the first, while Python looks for signals at
-calls and jumps only.
+instruction at which it came up does: a statement raises the first, while Python (from 3.11 on) looks
+for signals at calls and jumps only. An interrupt without such an instruction counts as the user's, so
+that at worst too much ends.
 """
 
 from __future__ import annotations

@@ -108,8 +108,10 @@ def test_no_other_error_takes_the_place_of_an_interrupt(data):
 
 def test_signals_are_told_from_statements_wherever_they_come():
     """100 interrupts at random moments of a loop that also raises, catches and calls."""
+    ready, rng, caught = [], np.random.default_rng(0), []
 
-    def busy(rng):
+    def busy():
+        ready.append(True)
         while True:
             for value in rng.random(5):
                 try:
@@ -117,15 +119,21 @@ def test_signals_are_told_from_statements_wherever_they_come():
                 except ValueError as error:
                     str(error)
 
-    rng, caught = np.random.default_rng(0), []
-    for _ in range(100):
-        timer = threading.Timer(rng.random() / 200, signal.raise_signal, [signal.SIGINT])
+    def interrupt(delay):
+        while not ready:  # no lock that the interrupt could leave half taken
+            time.sleep(1e-4)
+        time.sleep(delay)
+        signal.raise_signal(signal.SIGINT)
+
+    for delay in np.random.default_rng(1).random(100) / 200:
+        ready.clear()
+        thread = threading.Thread(target=interrupt, args=[delay])
+        thread.start()
         try:
-            timer.start()
-            busy(rng)
+            busy()
         except KeyboardInterrupt as error:
             caught.append(is_raised_by_statement(error))
-        timer.join()
+        thread.join()
     assert caught == [False] * 100
     with pytest.raises(KeyboardInterrupt) as raised:
         Stop().on_epoch_end(type("Net", (), {"history": [0, 1]}))
