@@ -27,7 +27,7 @@ DOORS = {
     },
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
     "export": {"certification", "certified", "estimators", "layers", "preprocessing"},
-    "scoring": {"certification", "metrics"},
+    "scoring": {"certification", "metrics", "preprocessing", "training"},
     "plots": {"certification", "metrics"},
 }
 # What a room may not know of, wherever it lies.

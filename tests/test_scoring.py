@@ -2,13 +2,27 @@
 
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import UnsetMetadataPassedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.feature_selection import SequentialFeatureSelector
+from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    StratifiedKFold,
+    ValidationCurveDisplay,
+    cross_val_score,
+    cross_validate,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -136,12 +150,36 @@ def test_scorers_survive_clone_and_pickle(scorer, copy):
     assert copied.get_params() == scorer.get_params()
 
 
-@pytest.mark.parametrize("eps", [-0.1, math.nan, math.inf])
-def test_a_bad_eps_is_refused_at_the_call(fitted, few_digits, eps):
-    # As everywhere in scikit-learn, the constructor takes what it is given.
-    scorer = certified_accuracy_scorer(eps=eps)
-    with pytest.raises(ValueError, match=r"^eps must be a finite number of at least 0"):
-        scorer(fitted["estimator"], *few_digits)
+WRONG = [
+    ({"eps": -0.1}, r"^eps must be a finite number of at least 0"),
+    ({"eps": math.nan}, r"^eps must be a finite number of at least 0"),
+    ({"eps": math.inf}, r"^eps must be a finite number of at least 0"),
+    ({"scale": "deviation"}, r"^scale must be 'std', a positive number for each column"),
+    ({"scale": 2.0}, r"^scale must be 'std', a positive number for each column"),
+    ({"scale": [1.0, 0.0]}, r"^scale must hold positive and finite numbers, got 0.0"),
+    ({"scale": {"age": math.nan}}, r"^scale must hold positive and finite numbers, got nan"),
+    ({"fixed_columns": "age"}, r"^fixed_columns must be an iterable of columns, got 'age'"),
+    ({"fixed_columns": None}, r"^fixed_columns must be an iterable of columns, got None"),
+    ({"categorical_edits": -1}, r"^categorical_edits must be None or an integer of at least 0"),
+    ({"categorical_columns": [0]}, r"^categorical_columns needs categorical_edits"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_no_data_can_be_scored_with_is_refused_before_a_search_begins(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy_scorer(**wrong)
+    with pytest.raises(ValueError, match=message):
+        certified_accuracy_scorer().set_params(**wrong)
+    if "eps" not in wrong:
+        with pytest.raises(ValueError, match=message):
+            average_certified_radius_scorer(**wrong)
+
+
+def test_scales_of_all_kinds_are_taken_and_those_of_fixed_columns_not_read():
+    for scale in ("std", [1, 2.0], np.ones(3, dtype=np.float32), {"age": 2}):
+        assert certified_accuracy_scorer(scale=scale).scale is scale
+    certified_accuracy_scorer(scale=[1.0, 0.0], fixed_columns=[1])
 
 
 @pytest.mark.parametrize(
@@ -176,10 +214,168 @@ def test_cross_validation_takes_the_scorers(few_digits, kind):
     assert alone.tolist() == results["test_radius"].tolist()
 
 
-def test_metadata_routing_leaves_the_scorers_usable(few_digits):
+def searches():
+    grid, scoring = {"tau": [1.0, 10.0]}, certified_accuracy_scorer(eps=0.3)
+    yield GridSearchCV(quick(), grid, cv=2, scoring=scoring)
+    yield RandomizedSearchCV(quick(), grid, n_iter=2, cv=2, random_state=0, scoring=scoring)
+    yield HalvingGridSearchCV(quick(), grid, cv=2, min_resources=150, factor=2, scoring=scoring)
+
+
+def weighted_score(clf, X, y, eps, weights):
+    right = (clf.predict(X) == y) & (clf.certificates_(X) > eps)
+    return sum(w for w, r in zip(weights, right, strict=True) if r) / sum(weights)
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_routed_weights_reach_fits_and_scores_of_every_search(few_digits, position):
+    X, y = few_digits
+    weights = np.random.default_rng(0).uniform(0, 2, len(X))
     with sklearn.config_context(enable_metadata_routing=True):
-        scores = cross_val_score(quick(), *few_digits, cv=2, scoring=certified_accuracy_scorer(0.01))
-    assert (scores > 0).all()
+        search = list(searches())[position]
+        with pytest.raises(UnsetMetadataPassedError, match="set_score_request"):
+            clone(search).set_params(estimator=quick().set_fit_request(sample_weight=True)).fit(
+                X, y, sample_weight=weights
+            )
+        search.estimator.set_fit_request(sample_weight=True)
+        assert search.scoring.set_score_request(sample_weight=True) is search.scoring
+        search = clone(search).fit(X, y, sample_weight=weights)
+        score = search.score(X, y, sample_weight=weights)
+    best = search.best_estimator_
+    assert score == pytest.approx(weighted_score(best, X, y, 0.3, weights), rel=1e-12)
+    train, test = next(iter(StratifiedKFold(2).split(X, y)))
+    if position < 2:  # of a halving search, subsets
+        fitted = quick(tau=1.0).fit(X[train], y[train], sample_weight=weights[train])
+        assert search.cv_results_["split0_test_score"][0] == pytest.approx(
+            weighted_score(fitted, X[test], y[test], 0.3, weights[test]), rel=1e-12
+        )
+
+
+def test_a_scorer_tells_what_it_asks_for_and_takes_that_along():
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = average_certified_radius_scorer().set_score_request(sample_weight="w")
+        for each in (scorer, clone(scorer), pickle.loads(pickle.dumps(scorer))):
+            assert each.get_metadata_routing().score.requests == {"sample_weight": "w"}
+        with pytest.raises(TypeError, match="foo"):
+            scorer.set_score_request(foo=True)
+
+
+def test_cross_validation_routes_weights(few_digits):
+    X, y = few_digits
+    weights = np.random.default_rng(0).uniform(0, 2, len(X))
+    with sklearn.config_context(enable_metadata_routing=True):
+        results = cross_validate(
+            quick().set_fit_request(sample_weight=False),
+            X,
+            y,
+            cv=2,
+            scoring={
+                "weighted": certified_accuracy_scorer(0.3).set_score_request(sample_weight=True),
+                "plain": certified_accuracy_scorer(0.3).set_score_request(sample_weight=False),
+            },
+            params={"sample_weight": weights},
+            return_estimator=True,
+            return_indices=True,
+        )
+    for fold, clf in enumerate(results["estimator"]):
+        rows = results["indices"]["test"][fold]
+        for name, given in (("weighted", weights[rows]), ("plain", np.ones(len(rows)))):
+            expected = weighted_score(clf, X[rows], y[rows], 0.3, given)
+            assert results[f"test_{name}"][fold] == pytest.approx(expected, rel=1e-12)
+
+
+def test_weights_of_samples_reach_scores_without_routing(few_digits):
+    X, y = few_digits
+    weights = np.random.default_rng(0).uniform(0, 2, len(X))
+    scoring = {"accuracy": "accuracy", "certified": certified_accuracy_scorer(eps=0.3)}
+    search = GridSearchCV(quick(), {"tau": [1.0]}, cv=2, scoring=scoring, refit="certified")
+    search.fit(X, y, sample_weight=weights)
+    train, test = next(iter(StratifiedKFold(2).split(X, y)))
+    fitted = quick(tau=1.0).fit(X[train], y[train], sample_weight=weights[train])
+    for name, eps in (("accuracy", -1.0), ("certified", 0.3)):
+        expected = weighted_score(fitted, X[test], y[test], eps, weights[test])
+        assert search.cv_results_[f"split0_test_{name}"][0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "title"),
+    [
+        (certified_accuracy_scorer(eps=0.5), "Certified accuracy at 0.5"),
+        (certified_accuracy_scorer(eps=8 / 255), "Certified accuracy at 0.0313725"),
+        (average_certified_radius_scorer(), "Average certified radius"),
+    ],
+)
+def test_curve_displays_name_the_score(few_digits, scorer, title):
+    pytest.importorskip("matplotlib")
+    display = ValidationCurveDisplay.from_estimator(
+        quick(), *few_digits, param_name="tau", param_range=[1.0, 10.0], cv=2, scoring=scorer
+    )
+    assert display.ax_.get_ylabel() == title
+
+
+@pytest.mark.parametrize("tool", [permutation_importance, SequentialFeatureSelector])
+def test_inspection_and_selection_take_the_scorers(tool):
+    X, y = load_iris(return_X_y=True)
+    scorer = certified_accuracy_scorer(eps=0.2)
+    if tool is permutation_importance:
+        found = permutation_importance(
+            quick().fit(X, y), X, y, scoring=scorer, n_repeats=2, random_state=0
+        )
+        assert found.importances_mean.argmax() in (2, 3)  # of the petals
+    else:
+        chosen = SequentialFeatureSelector(
+            quick(max_epochs=20), n_features_to_select=1, scoring=scorer, cv=2
+        ).fit(X, y)
+        assert chosen.get_support(indices=True)[0] in (2, 3)
+
+
+def test_a_scale_that_does_not_fit_the_data_ends_the_choice_with_a_remedy(few_digits):
+    scoring = {"accuracy": "accuracy", "certified": certified_accuracy_scorer(scale=[1.0, 2.0])}
+    search = GridSearchCV(
+        quick(max_epochs=2), {"tau": [1.0, 3.0]}, cv=2, scoring=scoring, refit=most_robust()
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn tells of each failure
+        with pytest.raises(ValueError, match=r"NaN score for 'certified'.*error_score='raise'"):
+            search.fit(*few_digits)
+    with pytest.raises(ValueError, match=r"^scale must hold one positive number for each of 64"):
+        search.set_params(error_score="raise").fit(*few_digits)
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_a_search_with_a_rule_has_the_score_that_the_rule_names(few_digits, routing):
+    X, y = few_digits
+    certified = certified_accuracy_scorer(eps=0.3)
+    with sklearn.config_context(enable_metadata_routing=routing):
+        search = GridSearchCV(
+            quick(),
+            {"tau": [1.0, 10.0]},
+            cv=2,
+            scoring={"accuracy": "accuracy", "certified": certified},
+            refit=most_robust(accuracy_loss=0.5),
+        )
+        stored = pickle.loads(pickle.dumps(clone(search).fit(X, y)))
+        assert stored.score(X, y) == certified(stored.best_estimator_, X, y)
+        # A callable that returns a dict, too.
+        search.set_params(scoring=both_scores, refit__robustness="robust")
+        assert search.fit(X, y).score(X, y) == certified(search.best_estimator_, X, y)
+        assert np.mean(cross_val_score(search, X, y, cv=2)) > 0
+
+
+def both_scores(estimator, X, y):
+    return {
+        "accuracy": estimator.score(X, y),
+        "robust": certified_accuracy_scorer(eps=0.3)(estimator, X, y),
+    }
+
+
+def test_rules_are_equal_to_their_like_and_found_by_the_name_of_their_score():
+    rule = most_robust("radius", accuracy_loss=0.1)
+    assert {"radius": 1, "accuracy": 2}[rule] == 1
+    assert rule == clone(rule)
+    assert rule != most_robust("radius", accuracy_loss=0.2)
+    assert rule != most_robust("certified", accuracy_loss=0.1)
+    assert rule not in ({"accuracy": 1}, 1, None)
+    assert {"certified": 1}[rule.set_params(robustness="certified")] == 1
 
 
 def test_a_grid_search_refits_the_candidate_that_the_rule_names(few_digits):

@@ -2,10 +2,11 @@ r"""What estimators on certified networks share: reading, fitting, predicting, s
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, Self
 
@@ -22,7 +23,9 @@ from sklip import networks
 from sklip.certified import CertifiedNetwork
 from sklip.certified.integrity import refuse_altered
 from sklip.certified.seals import opened, sealed
+from sklip.estimators import nested
 from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_pay
+from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
 from sklip.estimators.pace import Pace
 from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
 from sklip.inputs import (
@@ -35,11 +38,11 @@ from sklip.inputs import (
 )
 from sklip.layers import Center, polish_, to_torch
 from sklip.rows import as_numpy
-from sklip.training.callbacks import StopEarly, check_callbacks
+from sklip.training.callbacks import StopEarly, check_callbacks, check_heard
 from sklip.training.columns import weighted_columns
 from sklip.training.data import Moments, Samples, TrainingData
 from sklip.training.devices import available_device, resolve_device
-from sklip.training.net import LipschitzNet
+from sklip.training.net import LipschitzNet, Watcher
 from sklip.training.parallel import current_processes, fingerprint
 from sklip.training.seeding import seeded
 
@@ -53,14 +56,15 @@ _OF_THE_NET = (
 )
 
 
-class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
+class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
     """Base of estimators that train a network, prove it, and predict by what was proven.
 
     A subclass has the parameters of :class:`sklip.LipschitzClassifier`, with defaults of its own, and
-    says by four hooks what its targets are: :meth:`_read_targets`, :meth:`_n_outputs`,
-    :meth:`_criterion`, :meth:`_keep`.
+    says by five hooks what its targets are: :meth:`_read_targets`, :meth:`_n_outputs`,
+    :meth:`_criterion`, :meth:`_nonlinearity`, :meth:`_keep`.
     """
 
+    callbacks: Any
     certified_network_: CertifiedNetwork
     device_: str
     column_weights_: NDArray[np.float64]
@@ -92,6 +96,10 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the loss, which takes (outputs, targets, sample_weight or None)."""
 
     @abstractmethod
+    def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what makes predictions of outputs, for callbacks that score them in training."""
+
+    @abstractmethod
     def _keep(self, data: TrainingData) -> None:
         """Store what predictions need of data and parameters."""
 
@@ -113,6 +121,11 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         one_pass: bool,
     ) -> Self:
         """Train and prove; only where all of it succeeds is there another model than before."""
+        check_heard(
+            self._callbacks(),
+            one_cycle=self.learning_rate_schedule == "one_cycle" and not one_pass,
+            held_out=self.early_stopping,
+        )
         data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
         device = self.device_ if goes_on else resolve_device(self.device)
         processes = current_processes()
@@ -141,24 +154,64 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         if one_pass:
             net.schedule, net.batch_size, net.lr = "constant", pace.batch_size, pace.learning_rate
         n_epochs_before = len(net.history)
-        net.train(train, validation, 1 if one_pass else pace.max_epochs)
-        certified = _certified(net.module_, data)
-        self.net_, self.certified_network_ = net, certified
+        max_epochs = 1 if one_pass else pace.max_epochs
+        # scikit-learn's callbacks follow fits.
+        tasks = FitTasks(self, X, y, sample_weight)
+        if not one_pass:
+            tasks.begin(max_epochs)
+
+        def take_up(model: LipschitzEstimator, module: nn.Module) -> None:
+            rows = [*(self.history_ if goes_on else []), *net.epoch_rows()[n_epochs_before:]]
+            model._take_up(net, _certified(module, data), data, plan, rows, device, goes_on)
+
+        def model() -> LipschitzEstimator:
+            """Return what is trained so far as an estimator of its own; training goes on."""
+            so_far = object.__new__(type(self))
+            so_far.__dict__.update(self.__dict__)
+            take_up(so_far, copy.deepcopy(net.module_))
+            return so_far
+
+        watcher = Watcher(
+            model=lambda: _of_codes(model()),
+            epoch_begins=tasks.epoch_begins,
+            epoch_ends=lambda: tasks.epoch_ends(lambda: _fitted_attributes(model())),
+        )
+        try:
+            net.train(train, validation, max_epochs, watcher)
+        except KeyboardInterrupt:
+            # It ends a search, but whoever called fit at a keyboard has the model reached so far.
+            with contextlib.suppress(Exception):
+                take_up(self, net.module_)
+            raise
+        take_up(self, net.module_)
+        tasks.end()
+        return self
+
+    def _take_up(
+        self,
+        net: LipschitzNet,
+        certified: CertifiedNetwork,
+        data: TrainingData,
+        plan: networks.NetworkPlan,
+        history: list[dict[str, Any]],
+        device: str,
+        goes_on: bool,
+    ) -> None:
+        """Set what a fitted estimator has."""
+        self.net_ = net
         self.lipschitz_bound_ = certified.lipschitz_bound
-        self.history_ = [
-            *(self.history_ if goes_on else []),
-            *net.epoch_rows()[n_epochs_before:],
-        ]
-        self.n_iter_ = len(self.history_)
+        self.history_, self.n_iter_ = history, len(history)
         self.device_, self.solver_ = device, net.solver
         self.input_shape_, self.dtype_ = data.input_shape, data.dtype
-        self._plan_, self._settings_ = plan, settings
-        if moments is not None:
+        self._plan_, self._settings_ = plan, self._net_settings()
+        if len(data.input_shape) == 1:
+            moments = data.moments
             self._moments_ = self._moments_ + moments if goes_on else moments
             self.feature_std_ = self._moments_.deviations
             self.column_weights_ = _column_weights(net, len(self.feature_std_))
         self._keep(data)
-        return self
+        # Last: with it the estimator is fitted.
+        self.certified_network_ = certified
 
     def _pace(self, n_samples: int | None, input_shape: tuple[int, ...]) -> Pace:
         return Pace.resolve(
@@ -316,8 +369,57 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             "the number of epochs so far": str(getattr(self, "n_iter_", 0)),
         }
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to add those of the loss, if it has any, and of callbacks, as skorch names them:
+            ``loss__tau``, ``callbacks__name``, ``callbacks__name__parameter``.
+
+        Returns
+        -------
+        params : dict
+        """
+        params: dict[str, Any] = super().get_params(deep=deep)
+        return {**params, **nested.nested_params(self.callbacks)} if deep else params
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also those of the loss and of callbacks: see :meth:`get_params`.
+
+        A callback that is replaced by None stays out of training.
+
+        Parameters
+        ----------
+        **params : dict
+
+        Returns
+        -------
+        self : estimator
+        """
+        prefix = "callbacks__"
+        loss = params.get("loss", self.loss)
+        for name in params:
+            if name.startswith("loss__") and not hasattr(loss, "set_params"):
+                raise ValueError(
+                    f"{name} needs a loss that has parameters, a module of sklip.losses, got "
+                    f"loss={loss!r}; what is named by a string takes tau, eps, min_margin and alpha of "
+                    "the estimator."
+                )
+        super().set_params(**{k: v for k, v in params.items() if not k.startswith(prefix)})
+        inner = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+        if inner:
+            self.callbacks = nested.with_params_set(self.callbacks, inner, self)
+        return self
+
     def _net_settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _OF_THE_NET}
+        """Return the parameters of the net; what is inside of one may be set without replacing it."""
+        return {
+            name: value
+            for name, value in self.get_params().items()
+            if name.partition("__")[0] in _OF_THE_NET
+        }
 
     def _make_net(
         self,
@@ -349,6 +451,8 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
             batch_size=pace.batch_size,
             column_scales=_column_scales(moments, device),
             train_split=None,
+            classes=None if classes is None else np.arange(len(classes)),
+            predict_nonlinearity=self._nonlinearity(),
             callbacks=self._callbacks() if watched else [],
             device=device,
             verbose=int(self.verbose) if watched else 0,
@@ -356,8 +460,8 @@ class LipschitzEstimator(BaseEstimator):  # type: ignore[misc]
         net.initialize()
         return net
 
-    def _callbacks(self) -> list[Any]:
-        callbacks = check_callbacks(copy.deepcopy(self.callbacks))
+    def _callbacks(self) -> list[tuple[str, Any]]:
+        callbacks = check_callbacks(nested.named_callbacks(copy.deepcopy(self.callbacks)))
         if self.early_stopping:
             callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
         return callbacks
@@ -476,6 +580,18 @@ def _column_weights(net: LipschitzNet, n_columns: int) -> NDArray[np.float64]:
         return np.ones(n_columns)
     weights: NDArray[np.float64] = found[0].detach().cpu().double().numpy()
     return weights
+
+
+def _of_codes(model: LipschitzEstimator) -> LipschitzEstimator:
+    """Return a fitted estimator as skorch's callbacks need it: of codes, and of rows without names."""
+    if hasattr(model, "classes_"):
+        model.classes_ = np.arange(len(model.classes_))
+    model.__dict__.pop("feature_names_in_", None)
+    return model
+
+
+def _fitted_attributes(model: LipschitzEstimator) -> dict[str, Any]:
+    return {name: value for name, value in vars(model).items() if name.endswith("_")}
 
 
 def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:

@@ -2,6 +2,8 @@ r"""LipschitzClassifier: its parameters, its targets, and what it predicts."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import nn
 from sklip.certified.decisions import with_winners
 from sklip.certified.radii import predicted_codes
 from sklip.estimators.base import LipschitzEstimator, proven_network
+from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
 from sklip.inputs import encode_labels
 from sklip.metrics import certified_accuracy_score
@@ -41,8 +44,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         * "logit_annealing": the same, spending less on rows that have margin enough;
         * "hkr": hinge-regularised Kantorovich-Rubinstein loss with `min_margin` and `alpha`;
         * "lse_hkr": the same with a soft maximum over the wrong classes;
-        * a module of :mod:`sklip.losses`, or your own, that takes (logits, class codes, sample_weight
-          or None); your own is slower on CUDA, where it can't be replayed as a graph.
+        * a module of :mod:`sklip.losses`, whose parameters are ``loss__tau`` and the like, or your own,
+          that takes (logits, class codes, sample_weight or None); your own is slower on CUDA, where it
+          can't be replayed as a graph.
     tau : float, default=3.0
         Temperature. A lower tau gives larger radii and less accuracy: 1 / tau is the size of the
         margins that training asks for, in the units of what this estimator itself sees.
@@ -109,8 +113,12 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         Precision of training and prediction; "auto" is float64 for tables of at most 2**20 values and
         float32 for images and anything larger.
     callbacks : list of skorch callbacks, default=None
-        Instances or (name, instance) pairs. Copies of them are handed to skorch. On CUDA training is
-        slower with them: they may look into a step, so it can't be replayed as a graph.
+        Instances or (name, instance) pairs. Copies of them are handed to skorch; ``set_params`` and
+        grids reach them as ``callbacks__name`` and ``callbacks__name__parameter``. Those that score
+        held-out rows need ``early_stopping=True``, and an LRScheduler
+        ``learning_rate_schedule="constant"``. To scorers labels are the positions in `classes_`. On
+        CUDA training is slower with callbacks: they may look into a step, so it can't be replayed as a
+        graph.
     verbose : int, default=0
         Whether to print a line an epoch: loss, accuracy, normalized margin; and to show a bar for
         epochs that take long.
@@ -128,8 +136,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
     certified_network_ : sklip.CertifiedNetwork
         The network that predicts, in plain layers, with all that is proven of it.
     history_ : list of dict
-        One row an epoch: train_loss, seconds, and valid_loss, valid_accuracy and
-        valid_normalized_margin with early stopping; train_accuracy and train_normalized_margin if
+        One row an epoch: train_loss, train_loss_best (whether it is the least so far) and seconds;
+        with early stopping valid_loss, valid_loss_best, valid_accuracy and valid_normalized_margin;
+        what callbacks record; and train_accuracy and train_normalized_margin if
         verbose. The normalized margin, over sqrt 2, is the mean radius that a network of constant 1
         would have, a wrong prediction counting 0; of the network in training nothing is proven.
     n_iter_ : int
@@ -246,6 +255,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         self.verbose = verbose
         self.random_state = random_state
 
+    @with_callbacks  # type: ignore[untyped-decorator]
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train the network and prove its Lipschitz constant.
 
@@ -267,6 +277,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         ValueError
             For parameters or data out of range, and if training turns non-finite; no model is kept
             then.
+        KeyboardInterrupt
+            If the user interrupts, so that a search or a script around it ends as well. The model
+            reached so far is kept, proven, and can be used.
         """
         self._validate_params()
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
@@ -369,14 +382,27 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         """
         rows = self.network_rows(X)
         logits = self.certified_network_.logits(rows)
-        scores = torch.from_numpy(logits)
-        if scores.shape[1] == 1:
-            probabilities = torch.sigmoid(self.tau_ * torch.cat((-scores, scores), dim=1))
-        else:
-            # Less the largest before tau is multiplied in, which may overflow.
-            scores = scores - scores.max(dim=1, keepdim=True).values
-            probabilities = torch.softmax(self.tau_ * scores, dim=1)
+        probabilities = _probabilities(torch.from_numpy(logits), self.tau_)
         return with_winners(probabilities.numpy(), predicted_codes(logits))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the logarithms of :meth:`predict_proba`, exact where that is 0 or 1 by rounding.
+
+        The largest is that of the class that :meth:`predict` gives.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        rows = self.network_rows(X)
+        logits = self.certified_network_.logits(rows)
+        logarithms = _log_probabilities(torch.from_numpy(logits), self.tau_)
+        return with_winners(logarithms.numpy(), predicted_codes(logits))
 
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
         r"""Return for each row a radius inside which the predicted class can't change.
@@ -505,7 +531,29 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
             alpha=self.alpha,
         )
 
+    def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return functools.partial(_probabilities, tau=float(self.tau))
+
     def _keep(self, data: TrainingData) -> None:
         assert data.classes is not None
         self.classes_: NDArray[Any] = data.classes
         self.tau_ = float(self.tau)
+
+
+def _probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return the softmax of tau times logits, or both sigmoids of a single one."""
+    if logits.shape[1] == 1:
+        return torch.sigmoid(tau * torch.cat((-logits, logits), dim=1))
+    # Less the largest before tau is multiplied in, which may overflow.
+    return torch.softmax(tau * (logits - logits.max(dim=1, keepdim=True).values), dim=1)
+
+
+def _log_probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return the logarithms of what `_probabilities` returns, to their last digits."""
+    if logits.shape[1] == 1:
+        return nn.functional.logsigmoid(tau * torch.cat((-logits, logits), dim=1))
+    largest, winners = logits.max(dim=1, keepdim=True)
+    scores = tau * (logits - largest)
+    # Of a class that is nearly certain, what the others leave it is small, and no difference to 1.
+    others = scores.exp().scatter(1, winners, 0.0)
+    return scores - torch.log1p(others.sum(dim=1, keepdim=True))

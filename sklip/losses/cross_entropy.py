@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from sklip.losses.parameters import Loss
 from sklip.losses.reductions import binary_scores, check_positive, weighted_mean
 
 __all__ = ["BinaryTauCrossEntropyLoss", "TauCrossEntropyLoss"]
 
 
-class _TauCrossEntropy(nn.Module):
+class _TauCrossEntropy(Loss):
     def __init__(self, tau: float, offset: float = 0.0, annealing: float = 0.0) -> None:
         super().__init__()
         self.tau = check_positive("tau", tau)

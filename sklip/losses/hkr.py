@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from sklip.losses.parameters import Loss
 from sklip.losses.reductions import (
     binary_scores,
     check_non_negative,
@@ -57,7 +58,7 @@ def _multiclass_hinge(logits: Tensor, member: Tensor, min_margin: float) -> Tens
     return torch.where(member, (n_classes - 1) * hinge, hinge).mean(1)
 
 
-class MulticlassKRLoss(nn.Module):
+class MulticlassKRLoss(Loss):
     r"""Negative Kantorovich-Rubinstein term, :math:`-\frac1C \sum_c \mathrm{KR}_c`.
 
     :math:`\mathrm{KR}_c` is the mean of :math:`f_c` over the batch's samples of class c minus its
@@ -74,7 +75,7 @@ class MulticlassKRLoss(nn.Module):
         return -_kr(logits, one_hot_mask(logits, target), sample_weight).mean()
 
 
-class MulticlassHingeLoss(nn.Module):
+class MulticlassHingeLoss(Loss):
     r"""Hinge on every logit, mean over classes and samples.
 
     For class c it is :math:`\mathrm{relu}(m/2 - s_c f_c)` with :math:`s_c = +1` for the true class
@@ -100,7 +101,7 @@ class MulticlassHingeLoss(nn.Module):
         return weighted_mean(hinge, sample_weight)
 
 
-class MulticlassHKRLoss(nn.Module):
+class MulticlassHKRLoss(Loss):
     r"""Hinge-regularised Kantorovich-Rubinstein loss, :math:`\alpha \, \mathrm{hinge} - \mathrm{KR}`.
 
     A higher `min_margin` and a lower `alpha` give a more robust and less accurate network.
@@ -140,7 +141,7 @@ class MulticlassHKRLoss(nn.Module):
         return hkr_sum(kr, weighted_mean(hinge, sample_weight), self.alpha)
 
 
-class CategoricalHingeLoss(nn.Module):
+class CategoricalHingeLoss(Loss):
     r"""Hinge on the full margin, :math:`\mathrm{relu}(m - (f_y - \max_{j \ne y} f_j))`.
 
     Parameters
@@ -159,7 +160,7 @@ class CategoricalHingeLoss(nn.Module):
         return weighted_mean(functional.relu(self.min_margin - margins), sample_weight)
 
 
-class BinaryKRLoss(nn.Module):
+class BinaryKRLoss(Loss):
     r"""Negative Kantorovich-Rubinstein term, mean of f over class 0 minus its mean over class 1.
 
     A mean over no samples counts 0.
@@ -175,7 +176,7 @@ class BinaryKRLoss(nn.Module):
         return -_kr(binary_scores(logits).unsqueeze(1), member, sample_weight).squeeze(0)
 
 
-class BinaryHingeLoss(nn.Module):
+class BinaryHingeLoss(Loss):
     r"""Hinge on the signed logit, :math:`\mathrm{relu}(m/2 - s f)` with s = +1 for class 1 else -1.
 
     Parameters
@@ -194,7 +195,7 @@ class BinaryHingeLoss(nn.Module):
         return weighted_mean(functional.relu(self.min_margin / 2 - signed), sample_weight)
 
 
-class BinaryHKRLoss(nn.Module):
+class BinaryHKRLoss(Loss):
     r"""Binary hinge-regularised Kantorovich-Rubinstein loss.
 
     Parameters
@@ -211,6 +212,7 @@ class BinaryHKRLoss(nn.Module):
 
     def __init__(self, min_margin: float, alpha: float) -> None:
         super().__init__()
+        self.min_margin = check_positive("min_margin", min_margin)
         self.alpha = check_non_negative("alpha", alpha)
         self.negative_kr = BinaryKRLoss()
         self.hinge = BinaryHingeLoss(min_margin)

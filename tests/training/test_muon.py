@@ -1,5 +1,6 @@
 """Orthogonalised momentum against dense algebra in float64: SVD, projections, QR-free retractions."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -225,3 +226,30 @@ def test_a_closure_is_called_with_gradients_and_its_loss_returned():
 
     assert optimizer.step(closure).requires_grad
     assert not torch.equal(layer.raw, before)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_free_parameters_move_as_by_adamw(weight_decay):
+    torch.manual_seed(0)
+    ours = nn.Sequential(SpectralLinear(4, 2), nn.Linear(2, 3)).double()
+    theirs = copy.deepcopy(ours)
+    mine = StiefelMuon(ours, lr=0.1, betas=(0.9, 0.99), weight_decay=weight_decay)
+    free = [ours[0].bias, *ours[1].parameters()]
+    other = [theirs[0].bias, *theirs[1].parameters()]
+    adamw = torch.optim.AdamW(other, lr=0.01, betas=(0.9, 0.99), weight_decay=weight_decay)
+    constrained = ours[0].weight.detach().clone()
+    for _ in range(3):  # before the first turn
+        for parameter, like in zip(free, other, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            like.grad = parameter.grad.clone()
+        mine.step()
+        adamw.step()
+    for parameter, like in zip(free, other, strict=True):
+        torch.testing.assert_close(parameter, like, rtol=1e-6, atol=1e-9)
+    # What is constrained has no length to lose.
+    torch.testing.assert_close(ours[0].weight, constrained, rtol=0, atol=0)
+
+
+def test_a_negative_decay_is_refused():
+    with pytest.raises(ValueError, match="weight_decay must be at least 0"):
+        StiefelMuon(nn.Linear(2, 2), weight_decay=-1.0)
