@@ -10,6 +10,7 @@ The rooms, in the order in which they may import each other:
 * estimators: parameters, validation, fit, predict, storage; a base and the classifier.
 * certification: whole estimators: through which steps rows reach which networks, how those decide, and
   what is certified of that, in the units of the caller's own columns.
+* explanation: the nearest rows with another answer, upper bounds beside the radii.
 * scoring, plots: scorers and refit rules for searches; pictures.
 """
 
@@ -24,6 +25,7 @@ from sklip.certification import (
 )
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
+from sklip.explanation import counterfactual
 from sklip.metrics import (
     average_certified_radius_score,
     average_normalized_margin_score,
@@ -45,6 +47,7 @@ __all__ = [
     "certified_accuracy_score",
     "certified_accuracy_scorer",
     "certified_ranges",
+    "counterfactual",
     "lipschitz_bound",
     "lipschitz_estimate",
     "most_robust",

@@ -26,8 +26,11 @@ DOORS = {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
+    "explanation": {
+        *("certification", "certified", "estimators", "inputs", "preprocessing", "rows"),
+    },
     "scoring": {"certification", "metrics"},
-    "plots": {"certification", "metrics"},
+    "plots": {"certification", "explanation", "metrics"},
 }
 # What a room may not know of, wherever it lies.
 STRANGERS = {
