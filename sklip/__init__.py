@@ -31,13 +31,20 @@ from sklip.metrics import (
     average_normalized_margin_score,
     certified_accuracy_score,
 )
-from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
+from sklip.plots import (
+    CertificateDisplay,
+    CertifiedAccuracyDisplay,
+    ParetoDisplay,
+    TradeoffDisplay,
+)
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 __all__ = [
+    "CertificateDisplay",
     "CertifiedAccuracyDisplay",
     "CertifiedNetwork",
     "LipschitzClassifier",
+    "ParetoDisplay",
     "TradeoffDisplay",
     "average_certified_radius_score",
     "average_certified_radius_scorer",

@@ -30,7 +30,7 @@ DOORS = {
         *("certification", "certified", "estimators", "inputs", "preprocessing", "rows"),
     },
     "scoring": {"certification", "metrics"},
-    "plots": {"certification", "explanation", "metrics"},
+    "plots": {"certification", "explanation", "inputs", "metrics", "preprocessing", "scoring"},
 }
 # What a room may not know of, wherever it lies.
 STRANGERS = {
