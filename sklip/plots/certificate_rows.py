@@ -82,9 +82,11 @@ def draw_ranges(display: Any, ax: Axes, own_figure: bool, **barh_kwargs: Any) ->
     )
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
-    # So far below that the axis has room, whatever the number of bars.
-    below = (0.45, -1.1 / len(shown))
-    ax.legend(marks, words, loc="upper center", bbox_to_anchor=below, frameon=False)
     if own_figure:
         figure: Any = ax.figure
-        figure.set_size_inches(8, 2.3 + 0.5 * len(shown))
+        figure.set_size_inches(8, 2.2 + 0.5 * len(shown))
+        figure.legend(marks, words, loc="outside lower center", frameon=False)
+    else:
+        # Below the words of the axis, whatever the number of bars.
+        below = (0.45, -1.1 / len(shown))
+        ax.legend(marks, words, loc="upper center", bbox_to_anchor=below, frameon=False)
