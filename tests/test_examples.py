@@ -77,7 +77,9 @@ def test_the_images_show_what_is_proven_and_what_is_found(tmp_path):
 
 def test_the_wines_have_radii_in_three_units(tmp_path):
     output = run("pipeline_units.py", cwd=tmp_path)
-    rows = re.findall(r"^([^\d\n]+?)\s+(\d+\.\d{4})\s+(\d+\.\d{4})\s+(\d+\.\d\d)$", output, re.MULTILINE)
+    rows = re.findall(
+        r"^([^\d\n]+?)\s+(\d+\.\d{4})\s+(\d+\.\d{4})\s+(\d+\.\d\d)$", output, re.MULTILINE
+    )
     assert [row[0] for row in rows] == [
         "the table's own units",
         "standard deviations",
