@@ -17,7 +17,13 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from sklip import LipschitzClassifier, certificates, certified_accuracy_scorer, certified_ranges
+from sklip import (
+    LipschitzClassifier,
+    certificates,
+    certified_accuracy_scorer,
+    certified_ranges,
+    counterfactual,
+)
 
 NUMBERS = ["income", "age", "loan", "years employed"]
 CATEGORIES = ["job", "purpose"]
@@ -78,6 +84,16 @@ def sentences(
     together, whatever_purpose = (np.floor(100 * each) / 100 for each in (together, whatever_purpose))
     yield f"  * if all four numbers change together, by less than {together:.2f} standard deviations;"
     yield f"  * or by less than {whatever_purpose:.2f}, even if the purpose were another one as well."
+
+
+def nearest_other(applicant: pd.Series, answer: str, distance: float) -> str:
+    """Say in words who is the nearest with another answer, as far as one was found."""
+    return (
+        f"\nNot for ever: with an income of {applicant['income']:,.0f}, a loan of "
+        f"{applicant['loan']:,.0f}, {applicant['age']:.1f} years of age and "
+        f"{applicant['years employed']:.1f} years employed, at {distance:.2f} standard deviations, "
+        f"the answer is {answer!r}."
+    )
 
 
 def draw(ax: plt.Axes, X: pd.DataFrame, applicant: pd.Series, ranges: pd.Series) -> None:
@@ -148,6 +164,8 @@ def main() -> None:
     applicant, answer = X_test.loc[number], str(model.predict(X_test.loc[[number]])[0])
     words = sentences(applicant, answer, ranges.loc[number], together[number], whatever_purpose[number])
     print("\n".join(words))
+    other = counterfactual(model, X_test.loc[[number]], **numbers_alone)
+    print(nearest_other(other.X.iloc[0], str(other.labels[0]), other.distances[0]))
 
     figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     draw(ax, X_train, applicant, ranges.loc[number])

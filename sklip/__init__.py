@@ -11,6 +11,7 @@ The rooms, in the order in which they may import each other:
 * certification: whole estimators: through which steps rows reach which networks, how those decide, and
   what is certified of that, in the units of the caller's own columns.
 * export: estimators in ONNX files, with the radius in the graph, and for other verifiers.
+* explanation: the nearest rows with another answer, upper bounds beside the radii.
 * scoring, plots: scorers and refit rules for searches; pictures.
 """
 
@@ -26,19 +27,27 @@ from sklip.certification import (
 )
 from sklip.certified import CertifiedNetwork, lipschitz_bound, lipschitz_estimate
 from sklip.estimators import LipschitzClassifier
+from sklip.explanation import counterfactual
 from sklip.export import to_onnx, to_verifier_onnx
 from sklip.metrics import (
     average_certified_radius_score,
     average_normalized_margin_score,
     certified_accuracy_score,
 )
-from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
+from sklip.plots import (
+    CertificateDisplay,
+    CertifiedAccuracyDisplay,
+    ParetoDisplay,
+    TradeoffDisplay,
+)
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
 __all__ = [
+    "CertificateDisplay",
     "CertifiedAccuracyDisplay",
     "CertifiedNetwork",
     "LipschitzClassifier",
+    "ParetoDisplay",
     "TradeoffDisplay",
     "average_certified_radius_score",
     "average_certified_radius_scorer",
@@ -48,6 +57,7 @@ __all__ = [
     "certified_accuracy_score",
     "certified_accuracy_scorer",
     "certified_ranges",
+    "counterfactual",
     "cross_val_certificates",
     "lipschitz_bound",
     "lipschitz_estimate",

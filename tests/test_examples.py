@@ -63,6 +63,11 @@ def test_the_loans_say_what_is_proven_of_an_applicant(tmp_path):
     assert right > 85
     assert 60 < certified < right
     assert applicant == "81"
+    distance, answer = re.search(
+        r"at (\d\.\d\d) standard deviations, the answer is '(\w+)'", output
+    ).groups()
+    assert float(distance) > together
+    assert answer == "defaulted"
     assert (tmp_path / "tabular.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -124,6 +129,38 @@ def test_the_dask_search_chooses_from_what_both_workers_found(tmp_path):
     assert re.search(r"^18 fits in [\d.]+ s: \d+(?: and \d+)? on [12] workers$", output, re.MULTILINE)
 
 
+def test_the_images_show_what_is_proven_and_what_is_found(tmp_path):
+    output = run("images.py", cwd=tmp_path)
+    shares = re.findall(r"^\s+(\d\.\d)\s+([\d.]+)%\s+([\d.]+)%$", output, re.MULTILINE)
+    assert [float(eps) for eps, _, _ in shares] == [0.0, 0.5, 1.0, 1.5]
+    proven, found = ([float(row[place]) for row in shares] for place in (1, 2))
+    assert proven[0] > 90
+    assert 40 < proven[1] < proven[0]
+    assert all(low <= high for low, high in zip(proven, found, strict=True))
+    pairs = re.findall(r"^\s+\d\s+(\d)\s+(\d\.\d\d)\s+(\d)\s+(\d\.\d\d)$", output, re.MULTILINE)
+    assert len(pairs) == 8
+    assert all(answer != other and float(radius) < float(at) for answer, radius, other, at in pairs)
+    assert (tmp_path / "images.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_wines_have_radii_in_three_units(tmp_path):
+    output = run("pipeline_units.py", cwd=tmp_path)
+    rows = re.findall(
+        r"^([^\d\n]+?)\s+(\d+\.\d{4})\s+(\d+\.\d{4})\s+(\d+\.\d\d)$", output, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == [
+        "the table's own units",
+        "standard deviations",
+        "percent of the mean",
+    ]
+    of_table, of_std, _ = (float(row[1]) for row in rows)
+    assert 0 < of_table < of_std
+    assert all(float(row[1]) < float(row[2]) for row in rows)
+    changes = [float(number) for number in re.findall(r"(-?\d+\.\d\d)$", output, re.MULTILINE)]
+    assert len(changes) == 3 + 13
+    assert (tmp_path / "pipeline_units.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("settings", ["tutorial", "default"])
 def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, capsys):
     """On the digits in a frame of 28 x 28, which are there on every machine."""
@@ -173,7 +210,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     names = {}
     for block in blocks:
         exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)

@@ -27,8 +27,11 @@ DOORS = {
     },
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
     "export": {"certification", "certified", "estimators", "layers", "preprocessing"},
+    "explanation": {
+        *("certification", "certified", "estimators", "inputs", "preprocessing", "rows"),
+    },
     "scoring": {"certification", "metrics", "preprocessing", "training"},
-    "plots": {"certification", "metrics"},
+    "plots": {"certification", "explanation", "inputs", "metrics", "preprocessing", "scoring"},
 }
 # What a room may not know of, wherever it lies.
 STRANGERS = {

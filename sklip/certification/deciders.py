@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sklip.certification.chains import Chain, View
 from sklip.certified.probabilities import (
@@ -22,11 +24,14 @@ from sklip.certified.probabilities import (
     undecided_outputs,
 )
 from sklip.certified.radii import Budget, softmax_budget
+from sklip.estimators.base import proven_network
 
-__all__ = ["ByNetwork", "ByTemperature", "ByThreshold", "Claims", "Decider", "See"]
+__all__ = ["ByNetwork", "ByTemperature", "ByThreshold", "Claims", "Decider", "LogitsOf", "See"]
 
 
 See = Callable[[Chain], View]
+# Logits of the network at the end of a chain, (n_samples, n_outputs), to be differentiated.
+LogitsOf = Callable[[Chain], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,13 @@ class Decider(Protocol):
     def claims(self, see: See) -> Claims:
         """Return what is certified."""
 
+    def scores(self, logits_of: LogitsOf) -> Tensor:
+        """Return differentiable scores, (n_samples, n_classes): the largest is that of the decision.
+
+        But for ties and rounding, and of a vote by majority roughly. They show where to look for a row
+        of another class; nothing is proven by them.
+        """
+
 
 @dataclass(frozen=True)
 class ByNetwork:
@@ -91,6 +103,11 @@ class ByNetwork:
         """Set aside what float64 may lose."""
         view = see(self.chain)
         return Claims.from_budget(view.budget(), view.decided.logits, view.decided.codes)
+
+    def scores(self, logits_of: LogitsOf) -> Tensor:
+        """Return the logits; of two classes, half of the only one and its opposite."""
+        logits = logits_of(self.chain)
+        return logits if logits.shape[1] > 1 else torch.cat((-logits, logits), dim=1) / 2
 
 
 @dataclass(frozen=True)
@@ -156,3 +173,9 @@ class ByThreshold(ByNetwork):
         codes = (left[:, 0] > 0).astype(np.intp)
         claims = Claims.from_budget(view.budget_of_logits(), left, codes)
         return replace(claims, rivals=np.where(np.abs(left[:, 0]) == largest, codes, claims.rivals))
+
+    def scores(self, logits_of: LogitsOf) -> Tensor:
+        """Return half of what the logit is above the threshold, and its opposite."""
+        low, high = self.undecided(proven_network(self.chain.classifier).arithmetic.dtype)
+        above = logits_of(self.chain) - (low + high) / 2
+        return torch.cat((-above, above), dim=1) / 2

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sklip.certification.chains import Chain, View
-from sklip.certification.deciders import ByNetwork, Claims, Decider, See
+from sklip.certification.deciders import ByNetwork, Claims, Decider, LogitsOf, See
 from sklip.certified.probabilities import LogitDifferences, check_tau, means, radii_of_means
 
 __all__ = ["ByMean", "ByVotes"]
@@ -47,9 +49,21 @@ class _Vote(Generic[Member]):
         """Put steps before those of each member."""
         return replace(self, members=tuple(member.behind(steps) for member in self.members))
 
+    def scores(self, logits_of: LogitsOf) -> Tensor:
+        """Return the weighted sum of the members' scores."""
+        of_members = [self._scaled(member, logits_of) for member in self.members]
+        weighted = [weight * each for weight, each in zip(self.weights, of_members, strict=True)]
+        return torch.stack(weighted).sum(dim=0)
+
+    def _scaled(self, member: Member, logits_of: LogitsOf) -> Tensor:
+        return member.scores(logits_of)
+
 
 class ByMean(_Vote[ByNetwork]):
     """The largest weighted mean of the members' computed probabilities decides."""
+
+    def _scaled(self, member: ByNetwork, logits_of: LogitsOf) -> Tensor:
+        return float(member.chain.classifier.tau_) * member.scores(logits_of)
 
     def claims(self, see: See) -> Claims:
         """Find the distance at which the bound on some other class's mean catches up."""

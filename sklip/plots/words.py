@@ -1,0 +1,66 @@
+"""What scores and units are called in pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer
+
+__all__ = ["inner_ends", "rounded_down", "rounded_up", "score_words", "unit_words"]
+
+
+def unit_words(scale: Any) -> str:
+    """Return the unit that distances are in."""
+    if scale is None:
+        return "units of X"
+    if isinstance(scale, str):
+        return "standard deviations"
+    return "units of scale"
+
+
+def score_words(name: str, scoring: Mapping[str, Any] | None) -> str:
+    """Return what a score is called, with its eps where a scorer tells it.
+
+    Parameters
+    ----------
+    name : str
+        Its name in `scoring`.
+    scoring : dict of str to scorer, or None
+    """
+    scorer = (scoring or {}).get(name)
+    if isinstance(scorer, certified_accuracy_scorer):
+        return f"certified accuracy at eps = {scorer.eps:g} ({unit_words(scorer.scale)})"
+    if isinstance(scorer, average_certified_radius_scorer):
+        return f"mean certified radius ({unit_words(scorer.scale)})"
+    return name.replace("_", " ")
+
+
+def rounded_down(radius: float) -> str:
+    """Return a radius with two digits after the point, or more where it is small, rounded down."""
+    return _rounded(radius, math.floor)
+
+
+def rounded_up(distance: float) -> str:
+    """Return a distance with as many digits as :func:`rounded_down`, rounded up."""
+    return _rounded(distance, math.ceil)
+
+
+def inner_ends(value: float, reach: float) -> tuple[str, str]:
+    """Return the ends of the range around a value, with four digits, rounded to lie inside."""
+    return _four_digits(value - reach, math.ceil), _four_digits(value + reach, math.floor)
+
+
+def _four_digits(value: float, whole: Callable[[float], int]) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - 3)
+    return f"{whole(value / unit) * unit:.4g}"
+
+
+def _rounded(length: float, whole: Callable[[float], int]) -> str:
+    if not 0 < length < math.inf:
+        return f"{length:g}"
+    digits = max(2, 1 - math.floor(math.log10(length)))
+    return f"{whole(length * 10**digits) / 10**digits:.{digits}f}"
