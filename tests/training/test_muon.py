@@ -136,7 +136,7 @@ def turned_by(gradients, **parameters):
     """Weight after a step with each gradient, and a turn by what is left."""
     torch.manual_seed(0)
     layer = SpectralLinear(20, 6, bias=False).double()
-    optimizer = StiefelMuon(layer, **parameters)
+    optimizer = StiefelMuon(layer, large=0, **parameters)
     for gradient in gradients:
         layer.raw.grad = gradient.clone()
         optimizer.step()
@@ -155,7 +155,7 @@ def test_a_turn_goes_by_the_sum_of_the_gradients_and_as_far_as_their_steps(last)
     else:  # a shorter turn at the end: the rate and the momentum change between the two
         torch.manual_seed(0)
         layer = SpectralLinear(20, 6, bias=False).double()
-        optimizer = StiefelMuon(layer, lr=0.08, momentum=0.9**4, every=1)
+        optimizer = StiefelMuon(layer, lr=0.08, momentum=0.9**4, every=1, large=0)
         layer.raw.grad = gradients[:4].sum(0)
         optimizer.step()
         optimizer.param_groups[0].update(lr=0.02 * last, momentum=0.9**last)
@@ -167,7 +167,7 @@ def test_a_turn_goes_by_the_sum_of_the_gradients_and_as_far_as_their_steps(last)
 
 def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none():
     layer = SpectralLinear(20, 6)
-    optimizer = StiefelMuon(layer, every=3)
+    optimizer = StiefelMuon(layer, every=3, large=119)
     optimizer.finish()
     seen = [layer.raw.detach().clone()]
     for _ in range(6):
@@ -178,6 +178,39 @@ def test_constrained_matrices_rest_between_turns_and_a_turn_by_nothing_is_none()
     seen.append(layer.raw.detach().clone())
     moved = [not torch.equal(before, after) for before, after in itertools.pairwise(seen)]
     assert moved == [False, False, True, False, False, True, False]
+
+
+def test_large_matrices_wait_and_small_ones_turn_at_each_step():
+    network = nn.Sequential(SpectralLinear(20, 8), GroupSort2(), SpectralLinear(8, 6))
+    optimizer = StiefelMuon(network, lr=0.02, every=3, large=159)  # 160 entries, and 48
+    alone = copy.deepcopy(network[2])
+    each_step = StiefelMuon(alone, lr=0.02, every=1, large=0)
+    rests = []
+    for _ in range(6):
+        before = network[0].raw.detach().clone()
+        for parameter in network.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for parameter, own in zip(network[2].parameters(), alone.parameters(), strict=True):
+            own.grad = parameter.grad.clone()
+        optimizer.step()
+        each_step.step()
+        rests.append(torch.equal(network[0].raw, before))
+        torch.testing.assert_close(network[2].raw, alone.raw, rtol=0, atol=0)
+    assert rests == [True, True, False, True, True, False]
+
+
+def test_one_batch_has_settings_of_its_own_for_as_long_as_it_is_one():
+    layer = SpectralLinear(20, 6)
+    optimizer = StiefelMuon(layer, every=2)
+    rests = []
+    for one_batch in (False, True, False):
+        optimizer.suit(one_batch=one_batch)
+        before = layer.raw.detach().clone()
+        layer.raw.grad = torch.randn(6, 20)
+        optimizer.step()
+        rests.append(torch.equal(layer.raw, before))
+        optimizer.finish()
+    assert rests == [False, True, False]
 
 
 def test_a_frozen_matrix_stays_and_a_period_of_no_steps_is_refused():
@@ -191,6 +224,8 @@ def test_a_frozen_matrix_stays_and_a_period_of_no_steps_is_refused():
     assert torch.equal(layer.raw, frozen)
     with pytest.raises(ValueError, match="every must be"):
         StiefelMuon(layer, every=0)
+    with pytest.raises(ValueError, match="large must be"):
+        StiefelMuon(layer, large=-1)
 
 
 def test_state_can_be_stored_and_taken_up():
