@@ -11,6 +11,7 @@ The rooms, in the order in which they may import each other:
 * certification: whole estimators: through which steps rows reach which networks, how those decide, and
   what is certified of that, in the units of the caller's own columns.
 * scoring, plots: scorers and refit rules for searches; pictures.
+* path: tau and eps chosen by cross-validation, along a path of warm starts.
 """
 
 from sklip.certification import (
@@ -29,6 +30,7 @@ from sklip.metrics import (
     average_normalized_margin_score,
     certified_accuracy_score,
 )
+from sklip.path import LipschitzClassifierCV
 from sklip.plots import CertifiedAccuracyDisplay, TradeoffDisplay
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer, most_robust
 
@@ -36,6 +38,7 @@ __all__ = [
     "CertifiedAccuracyDisplay",
     "CertifiedNetwork",
     "LipschitzClassifier",
+    "LipschitzClassifierCV",
     "TradeoffDisplay",
     "average_certified_radius_score",
     "average_certified_radius_scorer",

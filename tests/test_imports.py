@@ -28,6 +28,7 @@ DOORS = {
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
     "scoring": {"certification", "metrics"},
     "plots": {"certification", "metrics"},
+    "path": {"certification", "estimators", "inputs", "rows", "scoring", "training"},
 }
 # What a room may not know of, wherever it lies.
 STRANGERS = {
