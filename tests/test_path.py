@@ -52,7 +52,7 @@ def walk_by_hand(candidates, X, y, sample_weight=None):
     clf = quick(warm_start=True)
     for tau, eps in candidates:
         clf.set_params(tau=tau, eps=eps).fit(X, y, sample_weight)
-        clf.set_params(max_epochs=2, learning_rate=0.06)
+        clf.set_params(max_epochs=2, learning_rate=0.03)
     return clf
 
 

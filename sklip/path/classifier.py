@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST = 1.0, 300.0
 
 
 class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    r"""LipschitzClassifier whose tau and eps are chosen by cross-validation, in a third of the time.
+    r"""LipschitzClassifier whose tau and eps are chosen by cross-validation along a path.
 
     As :class:`sklearn.linear_model.LogisticRegressionCV` is to LogisticRegression: one ``fit`` scores
     every candidate on every fold, chooses, and trains the winner on all rows. The winner is the most
@@ -96,7 +96,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     Notes
     -----
     The first candidate of a fold, the most robust one, is trained in full; each other one starts from
-    its more robust neighbour with 15 % of the epochs and half the rate, and the winner is trained
+    its more robust neighbour with a quarter of the epochs and half the rate, and the winner is trained
     so as well. A fit of ``LipschitzClassifier(tau=clf.tau_)`` from random weights is another one: for
     a large tau it certifies less. Of the winner's network nothing rests on any of that.
 
