@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,7 +57,7 @@ def walk_by_hand(candidates, X, y, sample_weight=None):
     return clf
 
 
-@parametrize_with_checks([LipschitzClassifierCV(quick(max_epochs=20), taus=[3.0, 10.0], cv=2)])
+@parametrize_with_checks([LipschitzClassifierCV(quick(max_epochs=20), taus=[3.0], cv=2)])
 @pytest.mark.filterwarnings("ignore")  # the checks make data that scikit-learn itself warns of
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
@@ -153,8 +154,9 @@ def test_copies_predict_the_same(wine, fitted, copied):
     assert (other.tau_, other.eps_) == (fitted.tau_, fitted.eps_)
 
 
-def test_folds_in_other_processes_give_the_same(wine, fitted):
-    other = clone(fitted).set_params(n_jobs=2).fit(*wine)
+def test_folds_at_once_give_the_same(wine, fitted):
+    with joblib.parallel_config(backend="threading"):
+        other = clone(fitted).set_params(n_jobs=2).fit(*wine)
     for name in ("mean_test_accuracy", "mean_test_certified"):
         np.testing.assert_array_equal(other.scores_[name], fitted.scores_[name])
 
