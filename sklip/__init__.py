@@ -13,6 +13,7 @@ The rooms, in the order in which they may import each other:
 * export: estimators in ONNX files, with the radius in the graph, and for other verifiers.
 * explanation: the nearest rows with another answer, upper bounds beside the radii.
 * scoring, plots: scorers and refit rules for searches; pictures.
+* path: tau and eps chosen by cross-validation, along a path of warm starts.
 """
 
 from sklip.certification import (
@@ -34,6 +35,7 @@ from sklip.metrics import (
     average_normalized_margin_score,
     certified_accuracy_score,
 )
+from sklip.path import LipschitzClassifierCV
 from sklip.plots import (
     CertificateDisplay,
     CertifiedAccuracyDisplay,
@@ -47,6 +49,7 @@ __all__ = [
     "CertifiedAccuracyDisplay",
     "CertifiedNetwork",
     "LipschitzClassifier",
+    "LipschitzClassifierCV",
     "ParetoDisplay",
     "TradeoffDisplay",
     "average_certified_radius_score",

@@ -32,6 +32,7 @@ DOORS = {
     },
     "scoring": {"certification", "metrics", "preprocessing", "training"},
     "plots": {"certification", "explanation", "inputs", "metrics", "preprocessing", "scoring"},
+    "path": {"certification", "estimators", "inputs", "rows", "scoring", "training"},
 }
 # What a room may not know of, wherever it lies.
 STRANGERS = {

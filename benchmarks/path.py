@@ -1,0 +1,83 @@
+"""LipschitzClassifierCV beside separate fits of its candidates, in one run.
+
+    python benchmarks/path.py wine digits mnist [--repeats 3] [--folds 3]
+
+Eight values of tau on three folds, with the fit of the winner on all rows: the path, and GridSearchCV
+with `most_robust`, which trains every candidate from random weights. In turns; median seconds. Set
+OMP_NUM_THREADS=1 for the numbers of README.md. MNIST are its first 10,000 images: of those, none is
+a test image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+from interleaved import median_seconds
+from sklearn.datasets import fetch_openml, load_digits, load_wine
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+from sklip import LipschitzClassifier, LipschitzClassifierCV, certified_accuracy_scorer, most_robust
+
+N_TAUS, N_FOLDS = 8, 3
+SCORES = ("accuracy", "certified")
+
+
+def data_of(name: str) -> tuple[Any, Any]:
+    """Return X and y."""
+    if name == "wine":
+        X, y = load_wine(return_X_y=True)
+        return StandardScaler().fit_transform(X), y
+    if name == "digits":
+        X, y = load_digits(return_X_y=True)
+        return X / 16, y
+    X, y = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+    return (X[:10_000] / 255).astype(np.float32).reshape(-1, 1, 28, 28), y[:10_000]
+
+
+def compare(name: str, repeats: int, n_folds: int) -> None:
+    """Print seconds, winners and scores of both."""
+    X, y = data_of(name)
+    splitter = StratifiedKFold(N_FOLDS, shuffle=True, random_state=0)
+    folds = list(splitter.split(np.zeros(len(y)), y))[:n_folds]
+    path = LipschitzClassifierCV(LipschitzClassifier(random_state=0), taus=N_TAUS, cv=folds)
+    spread = np.sqrt(X.reshape(len(X), -1).var(axis=0).sum())
+    search = GridSearchCV(
+        LipschitzClassifier(random_state=0),
+        {"tau": list(np.geomspace(1, 300, N_TAUS) / spread)},
+        scoring={"accuracy": "accuracy", "certified": certified_accuracy_scorer()},
+        refit=most_robust(),
+        cv=folds,
+    )
+    fits = {"path": lambda: path.fit(X, y), "separate": lambda: search.fit(X, y)}
+    cpu = dict.fromkeys(fits, 0.0)
+
+    def timed(each: str) -> None:
+        start = time.process_time()
+        fits[each]()
+        cpu[each] = time.process_time() - start
+
+    seconds = median_seconds({each: lambda each=each: timed(each) for each in fits}, repeats)
+    print(f"{name}, {n_folds} of {N_FOLDS} folds")
+    print(f"  seconds: path {seconds['path']:.2f}, separate {seconds['separate']:.2f}", end="")
+    print(f", ratio {seconds['path'] / seconds['separate']:.3f}", end="")
+    print(f" (of processor seconds {cpu['path'] / cpu['separate']:.3f})")
+    for each, results in (("path", path.scores_), ("separate", search.cv_results_)):
+        best = path.best_index_ if each == "path" else search.best_index_
+        print(f"  {each}: tau = {results['param_tau'][best]:.3g}, candidate {best}")
+        for score in SCORES:
+            values = results[f"mean_test_{score}"]
+            print(f"    {score:>9}", *(f"{value:.4f}" for value in values))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="+", choices=("wine", "digits", "mnist"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=N_FOLDS)
+    arguments = parser.parse_args()
+    for one in arguments.data:
+        compare(one, arguments.repeats, arguments.folds)
