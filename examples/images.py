@@ -72,7 +72,7 @@ def main() -> None:
     CertifiedAccuracyDisplay.from_estimator(
         clf, X_test, y_test, distances=found.distances, name="test images", ax=right
     )
-    right.set_title("What the best attack leaves lies between the lines")
+    right.set_title("The best attack lies between the lines")
     figure.savefig(arguments.output, dpi=100)
     print(f"picture: {arguments.output}")
 
