@@ -163,7 +163,7 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         def taken_up(module: nn.Module) -> LipschitzEstimator:
             """Return a fitted estimator of its own, of what is trained so far."""
             fitted = object.__new__(type(self))
-            vars(fitted).update(vars(self))
+            fitted.__dict__.update(self.__dict__)
             rows = [*(self.history_ if goes_on else []), *net.epoch_rows()[n_epochs_before:]]
             fitted._take_up(net, _certified(module, data), data, plan, rows, device, goes_on)
             return fitted
@@ -181,10 +181,10 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         except KeyboardInterrupt:
             # It ends a search, but whoever called fit at a keyboard has the model reached so far.
             with contextlib.suppress(Exception):
-                vars(self).update(vars(taken_up(net.module_)))
+                self.__dict__.update(taken_up(net.module_).__dict__)
             raise
         # In one step, so that no interrupt leaves half of an earlier model.
-        vars(self).update(vars(taken_up(net.module_)))
+        self.__dict__.update(taken_up(net.module_).__dict__)
         tasks.end()
         return self
 
