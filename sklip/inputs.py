@@ -110,12 +110,19 @@ def as_labels(y: Any) -> Any:
     NumPy would turn a list of numbers and words into words without a word of it.
     """
     y = as_numpy(y)
-    if not isinstance(y, list | tuple) and getattr(y, "dtype", None) != np.dtype(object):
+    if np.ma.is_masked(y):
+        raise ValueError("Input y has masked values, which would count; leave these rows out.")
+    dtype = getattr(y, "dtype", None)
+    # pandas has types of its own, in which anything may be missing.
+    of_pandas = dtype is not None and not isinstance(dtype, np.dtype) and np.ndim(y) == 1
+    if not isinstance(y, list | tuple) and dtype != np.dtype(object) and not of_pandas:
         return y
     values = list(y)
     kinds = {type(value) for value in values}
     if any(_is_missing(value) for value in values):
         raise ValueError("Input y contains NaN or None, which is no label; leave these rows out.")
+    if of_pandas:
+        return y
     words = {kind for kind in kinds if issubclass(kind, str)}
     if words and kinds != words:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))

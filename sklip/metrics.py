@@ -3,11 +3,13 @@ r"""Metrics of certified robustness: arrays in, one float out."""
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from sklip.inputs import check_sample_weight
@@ -23,7 +25,7 @@ __all__ = [
 
 def check_eps(eps: float) -> float:
     """Return `eps` as a float if it is a perturbation budget: finite and at least 0."""
-    if not 0 <= eps < math.inf:
+    if not (isinstance(eps, Real) and 0 <= eps < math.inf):
         raise ValueError(f"eps must be a finite number of at least 0, got {eps!r}.")
     return float(eps)
 
@@ -227,5 +229,8 @@ def _normalized_margins(
 
 def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:
     check_consistent_length(y_true, y_pred, radii)
-    right: NDArray[np.bool_] = column_or_1d(y_true) == column_or_1d(y_pred)
+    true, predicted = column_or_1d(y_true), column_or_1d(y_pred)
+    if true.dtype.kind != predicted.dtype.kind:
+        unique_labels(true, predicted)  # an error for words beside numbers, of which none are equal
+    right: NDArray[np.bool_] = true == predicted
     return right

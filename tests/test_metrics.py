@@ -1,6 +1,7 @@
 """Metrics against plain loops."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -102,10 +103,25 @@ def test_metrics_take_any_sequence(convert):
 # -- errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf, None, [0.5]])
 def test_eps_must_be_a_finite_budget(eps):
-    with pytest.raises(ValueError, match=f"^eps must be a finite number of at least 0, got {eps}"):
+    message = f"^eps must be a finite number of at least 0, got {re.escape(str(eps))}"
+    with pytest.raises(ValueError, match=message):
         certified_accuracy_score([0], [0], [1.0], eps=eps)
+
+
+def test_words_beside_numbers_are_an_error_not_a_score_of_0():
+    for y_true, y_pred in (
+        (["0", "1"], [0, 1]),
+        (np.array([0, 1]), np.array(["0", "1"], dtype=object)),
+    ):
+        with pytest.raises(ValueError, match="Mix of label input types"):
+            certified_accuracy_score(y_true, y_pred, [1.0, 1.0], eps=0.5)
+        with pytest.raises(ValueError, match="Mix of label input types"):
+            average_certified_radius_score(y_true, y_pred, [1.0, 1.0])
+    assert certified_accuracy_score([True, False], [1.0, 0.0], [1.0, 1.0], eps=0.5) == 1
+    words = np.array(["a", "b"], dtype=object)
+    assert certified_accuracy_score(words, words.astype(str), [1.0, 1.0], eps=0.5) == 1
 
 
 def certified_at_half(*arrays, **kwargs):

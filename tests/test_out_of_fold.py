@@ -102,6 +102,16 @@ def test_splits_that_do_not_hold_out_each_row_once_are_refused_before_a_fit(iris
         cross_val_certificates(quick(), *iris, cv=cv)
 
 
+def test_splits_that_train_on_what_they_hold_out_are_refused_before_a_fit(iris, monkeypatch):
+    monkeypatch.setattr(LipschitzClassifier, "fit", None)
+    every = np.arange(150)
+    apart = [(np.flatnonzero(every % 3 != k), np.flatnonzero(every % 3 == k)) for k in range(3)]
+    # Row 149, named from the end, is the third split's.
+    for leaky in (every, np.append(apart[2][0], -1), every >= 0):
+        with pytest.raises(ValueError, match="cv must hold out rows from training"):
+            cross_val_certificates(quick(), *iris, cv=[*apart[:2], (leaky, apart[2][1])])
+
+
 def test_an_error_ends_it(iris):
     with pytest.raises(ValueError, match="tau"):
         cross_val_certificates(quick(tau=-1.0), *iris, cv=2)

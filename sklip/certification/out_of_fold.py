@@ -56,7 +56,7 @@ def cross_val_certificates(
     cv, n_jobs, verbose, params, pre_dispatch
         As for :func:`sklearn.model_selection.cross_validate`: `params` are those of ``fit``, such as
         ``{"sample_weight": weights}``, of which each fold gets its part. `cv` has to hold out each
-        row once.
+        row once, and to train without it.
     fixed_columns, scale, categorical_edits, categorical_columns
         What may change, and in which units: as for :func:`sklip.certificates`. "std" stands for the
         standard deviations of each fold's own training rows.
@@ -70,8 +70,8 @@ def cross_val_certificates(
     Raises
     ------
     ValueError
-        If `cv` does not hold out each row exactly once, and as :func:`sklip.certificates`. The first
-        fit that fails ends it.
+        If `cv` does not hold out each row exactly once, or trains on what it holds out, and as
+        :func:`sklip.certificates`. The first fit that fails ends it.
     TypeError
         As :func:`sklip.certificates`.
 
@@ -94,6 +94,13 @@ def cross_val_certificates(
         raise ValueError(
             f"cv must hold out each row exactly once, as KFold does, got {len(rows)} held-out rows of "
             f"{n_samples}."
+        )
+    every = np.arange(n_samples)
+    seen = sum(len(np.intersect1d(every[train], every[test])) for train, test in splits)
+    if seen:
+        raise ValueError(
+            f"cv must hold out rows from training, got splits in which {seen} rows are in both parts; "
+            "leave what is tested out of what is trained on."
         )
     folds = cross_validate(
         estimator,

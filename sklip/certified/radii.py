@@ -114,6 +114,9 @@ class Budget:
             margins = np.minimum(margins, np.finfo(np.float64).max) * (1 - 2.0**-51)
             left = margins - self.spent * (1 + 2.0**-49) - FLOOR
             ratios = left / self.per_distance
+        # Infinite where nothing is lost per distance, not where the quotient is too large a number.
+        largest = np.where(self.per_distance > 0, np.finfo(np.float64).max, np.inf)
+        ratios = np.minimum(ratios, largest)
         return np.where((left > 0) & others, ratios, np.where(others, 0.0, np.inf))
 
 

@@ -160,16 +160,16 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         if not one_pass:
             tasks.begin(max_epochs)
 
-        def take_up(model: LipschitzEstimator, module: nn.Module) -> None:
+        def taken_up(module: nn.Module) -> LipschitzEstimator:
+            """Return a fitted estimator of its own, of what is trained so far."""
+            fitted = object.__new__(type(self))
+            fitted.__dict__.update(self.__dict__)
             rows = [*(self.history_ if goes_on else []), *net.epoch_rows()[n_epochs_before:]]
-            model._take_up(net, _certified(module, data), data, plan, rows, device, goes_on)
+            fitted._take_up(net, _certified(module, data), data, plan, rows, device, goes_on)
+            return fitted
 
         def model() -> LipschitzEstimator:
-            """Return what is trained so far as an estimator of its own; training goes on."""
-            so_far = object.__new__(type(self))
-            so_far.__dict__.update(self.__dict__)
-            take_up(so_far, copy.deepcopy(net.module_))
-            return so_far
+            return taken_up(copy.deepcopy(net.module_))  # training goes on
 
         watcher = Watcher(
             model=lambda: _of_codes(model()),
@@ -181,9 +181,10 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         except KeyboardInterrupt:
             # It ends a search, but whoever called fit at a keyboard has the model reached so far.
             with contextlib.suppress(Exception):
-                take_up(self, net.module_)
+                self.__dict__.update(taken_up(net.module_).__dict__)
             raise
-        take_up(self, net.module_)
+        # In one step, so that no interrupt leaves half of an earlier model.
+        self.__dict__.update(taken_up(net.module_).__dict__)
         tasks.end()
         return self
 

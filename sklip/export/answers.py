@@ -78,14 +78,14 @@ class Answers:
         shares = graph.combined("Mul", self._margins, [charges.share] * self._n_classes)
         left = graph.node("Sub", shares, spent)
         ratios = graph.node("Div", left, self._of_class(charges.constants))
-        # What is no number is not above 0 either. Where nothing is lost per distance, a positive
-        # remainder lasts for ever, as far as the limits go.
-        positive = graph.node("Greater", left, graph.numbers(0.0))
-        ratios = graph.node("Where", positive, ratios, graph.numbers(0.0))
+        # Where nothing is lost per distance, a positive remainder lasts for ever, as far as limits go.
         itself = self._of_class(np.eye(self._n_classes) > 0)
         ratios = graph.node("Where", itself, graph.numbers(_LARGEST), ratios)
         room = graph.picked(graph.node("Sub", graph.numbers(charges.limits), forms), range(2, n_forms))
         every = graph.node("Concat", ratios, room, axis=1)
+        # What is no number is not above 0 either; the least of several might be one of the others.
+        positive = graph.node("Greater", every, graph.numbers(0.0))
+        every = graph.node("Where", positive, every, graph.numbers(0.0))
         radii = graph.node("ReduceMin", every, axes=[1], keepdims=1)
         sums = graph.node("Add", graph.sums(graph.node("Abs", self._logits)), graph.sums(lengths))
         few = graph.node("Less", sums, graph.numbers(_LARGEST))

@@ -98,6 +98,18 @@ def test_an_interrupt_ends_a_search_whatever_its_error_score(data, interrupted):
     assert not hasattr(search, "cv_results_")
 
 
+def test_an_interrupt_while_a_model_is_taken_up_leaves_the_earlier_one_whole(data, monkeypatch):
+    def interrupted(clf, data):
+        raise KeyboardInterrupt
+
+    clf = quick(warm_start=True).fit(*data)
+    before = dict(vars(clf))
+    monkeypatch.setattr(LipschitzClassifier, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clf.fit(*data)
+    assert [name for name, value in vars(clf).items() if value is not before[name]] == []
+
+
 def test_no_other_error_takes_the_place_of_an_interrupt(data):
     clf = quick(loss=NotFinite(), batch_size=40)
     with pytest.raises(KeyboardInterrupt):

@@ -161,6 +161,18 @@ def test_rows_of_which_nothing_can_be_said_have_radius_0(tmp_path, run):
     assert radii[5] > 0
 
 
+def test_no_limit_is_lost_where_numbers_overflow(tmp_path, run):
+    estimator, scale = quick().fit(X, y), [1e-200] * X.shape[1]
+    to_onnx(estimator, tmp_path / "model.onnx", scale=scale)
+    # At 1e151 the network may overflow, and nothing is certified.
+    for factor, any_certified in ((1.0, True), (1e100, True), (1e151, False), (1e153, False)):
+        expected = certificates(estimator, X * factor, scale=scale)
+        for optimised in (True, False):
+            radii = run(tmp_path / "model.onnx", X * factor, optimised=optimised)["radius"]
+            assert (radii <= expected).all()
+            assert (radii > 0).any() == any_certified
+
+
 def test_a_row_that_lacks_a_value_has_radius_0_and_the_label_of_the_filled_row(tmp_path, run):
     estimator = make_pipeline(prepared(), quick()).fit(GAPS, y)
     to_onnx(estimator, tmp_path / "model.onnx", **RAW)
