@@ -311,9 +311,6 @@ WORKS = {
     ),
     # Searches.
     "GridSearchCV": lambda its, _: good(GridSearchCV(quick(), {"tau": [1.0, 9.0]}, cv=2), its.X, its.y),
-    "GridSearchCV, n_jobs=2": lambda its, _: good(
-        GridSearchCV(quick(), {"tau": [1.0, 9.0]}, cv=2, n_jobs=2), its.X, its.y
-    ),
     "GridSearchCV over architectures": lambda its, _: good(
         GridSearchCV(quick(), {"hidden_layer_sizes": [(), (8,), (8, 8)]}, cv=2), its.X, its.y
     ),
