@@ -1,5 +1,6 @@
 """The examples run as the README says, and show what it says."""
 
+import functools
 import json
 import re
 import runpy
@@ -188,12 +189,15 @@ def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, 
 
 
 @pytest.mark.mnist
-def test_the_tutorials_runs_learn_mnist(run, tmp_path):
+def test_the_tutorials_runs_learn_mnist(run, monkeypatch):
+    # What is fetched here is not read a second time by the example.
+    fetch = functools.cache(functools.partial(fetch_openml, n_retries=1))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
     try:
         with warnings.catch_warnings():
             # Without a network, fetch_openml warns of its cache before it fails.
             warnings.simplefilter("ignore")
-            fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, n_retries=1)
+            fetch("mnist_784", version=1, as_frame=False, return_X_y=True)
     except OSError as error:
         pytest.skip(f"MNIST can't be had: {error}")
     output = run("mnist_tradeoff.py", "--epochs", "1", "--train-size", "6000", "--runs", "tau=3")
