@@ -124,8 +124,8 @@ def as_labels(y: Any) -> Any:
         )
     if not isinstance(y, list | tuple) and kinds and all(issubclass(kind, Number) for kind in kinds):
         raise ValueError(
-            "y has numbers of type object, which scikit-learn's metrics do not take; pass "
-            "np.asarray(y.tolist())."
+            "Unknown label type: y has numbers of type object, which scikit-learn's metrics do not "
+            "take; pass np.asarray(y.tolist())."
         )
     return y
 

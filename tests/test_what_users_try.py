@@ -589,7 +589,7 @@ REFUSED = {
     ),
     "y of objects that are numbers": (
         lambda its: quick().fit(its.X, its.y.astype(object)),
-        (ValueError, "numbers of type object"),
+        (ValueError, "Unknown label type: .*numbers of type object"),
     ),
     "y of two columns": (
         lambda its: quick().fit(its.X, np.column_stack([its.y, its.y])),
