@@ -1,10 +1,10 @@
 """The examples run as the README says, and show what it says."""
 
+import functools
 import json
 import re
 import runpy
 import socket
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -13,6 +13,7 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import uvicorn
@@ -25,15 +26,23 @@ from sklip import LipschitzClassifier, certificates, to_onnx
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name, *arguments, cwd):
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Give what runs an example as a script, in an empty folder, and returns what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        # In this process, which has imported already what each example imports.
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        plt.close("all")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_the_digits_search_shows_the_trade_off(tmp_path):
-    output = run("tune_tradeoff.py", cwd=tmp_path)
+def test_the_digits_search_shows_the_trade_off(run, tmp_path):
+    output = run("tune_tradeoff.py")
     rows = re.findall(r"^\s+(\d+\.\d)\s+(0\.\d{3})\s+(0\.\d{3})", output, re.MULTILINE)
     accuracy = [float(row[1]) for row in rows]
     certified = [float(row[2]) for row in rows]
@@ -47,8 +56,8 @@ def test_the_digits_search_shows_the_trade_off(tmp_path):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_loans_say_what_is_proven_of_an_applicant(tmp_path):
-    output = run("tabular.py", cwd=tmp_path)
+def test_the_loans_say_what_is_proven_of_an_applicant(run, tmp_path):
+    output = run("tabular.py")
     applicant, income, loan = re.search(
         r"Applicant (\d+), .* earns ([\d,]+) a year and asks for ([\d,]+)\. Purpose: car\.", output
     ).groups()
@@ -71,8 +80,8 @@ def test_the_loans_say_what_is_proven_of_an_applicant(tmp_path):
     assert (tmp_path / "tabular.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_service_prints_what_it_answered(tmp_path):
-    output = run("onnx_service.py", cwd=tmp_path)
+def test_the_service_prints_what_it_answered(run, tmp_path):
+    output = run("onnx_service.py")
     rows = re.findall(
         r"^ +(\d)  (malignant|benign) +(0\.\d+|1\.000) +(\d\.\d{3})$", output, re.MULTILINE
     )
@@ -119,18 +128,8 @@ def test_the_service_answers_as_the_pipeline_does(tmp_path):
     assert about["columns"] == list(range(13))
 
 
-def test_the_dask_search_chooses_from_what_both_workers_found(tmp_path):
-    pytest.importorskip("distributed", reason="dask is not installed (extra `dask`)")
-    output = run("dask_search.py", "--epochs", "5", cwd=tmp_path)
-    rows = re.findall(r"^ +(\d+\.0) +(0\.\d) +(0\.\d{3}) +(0\.\d{3})", output, re.MULTILINE)
-    assert [row[:2] for row in rows] == [(t, e) for e in ("0.0", "0.5") for t in ("1.0", "3.0", "10.0")]
-    assert all(float(accuracy) > float(certified) for *_, accuracy, certified in rows)
-    assert output.count("<- chosen") == 1
-    assert re.search(r"^18 fits in [\d.]+ s: \d+(?: and \d+)? on [12] workers$", output, re.MULTILINE)
-
-
-def test_the_images_show_what_is_proven_and_what_is_found(tmp_path):
-    output = run("images.py", cwd=tmp_path)
+def test_the_images_show_what_is_proven_and_what_is_found(run, tmp_path):
+    output = run("images.py")
     shares = re.findall(r"^\s+(\d\.\d)\s+([\d.]+)%\s+([\d.]+)%$", output, re.MULTILINE)
     assert [float(eps) for eps, _, _ in shares] == [0.0, 0.5, 1.0, 1.5]
     proven, found = ([float(row[place]) for row in shares] for place in (1, 2))
@@ -143,8 +142,8 @@ def test_the_images_show_what_is_proven_and_what_is_found(tmp_path):
     assert (tmp_path / "images.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_wines_have_radii_in_three_units(tmp_path):
-    output = run("pipeline_units.py", cwd=tmp_path)
+def test_the_wines_have_radii_in_three_units(run, tmp_path):
+    output = run("pipeline_units.py")
     rows = re.findall(
         r"^([^\d\n]+?)\s+(\d+\.\d{4})\s+(\d+\.\d{4})\s+(\d+\.\d\d)$", output, re.MULTILINE
     )
@@ -190,17 +189,18 @@ def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, 
 
 
 @pytest.mark.mnist
-def test_the_tutorials_runs_learn_mnist(tmp_path):
+def test_the_tutorials_runs_learn_mnist(run, monkeypatch):
+    # What is fetched here is not read a second time by the example.
+    fetch = functools.cache(functools.partial(fetch_openml, n_retries=1))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
     try:
         with warnings.catch_warnings():
             # Without a network, fetch_openml warns of its cache before it fails.
             warnings.simplefilter("ignore")
-            fetch_openml("mnist_784", version=1, as_frame=False, return_X_y=True, n_retries=1)
+            fetch("mnist_784", version=1, as_frame=False, return_X_y=True)
     except OSError as error:
         pytest.skip(f"MNIST can't be had: {error}")
-    output = run(
-        "mnist_tradeoff.py", "--epochs", "1", "--train-size", "6000", "--runs", "tau=3", cwd=tmp_path
-    )
+    output = run("mnist_tradeoff.py", "--epochs", "1", "--train-size", "6000", "--runs", "tau=3")
     accuracy = float(output.splitlines()[-1].split("|")[2].split()[0])
     assert accuracy > 0.5
 

@@ -1,9 +1,12 @@
 """Searches on workers of dask and Ray find what one process finds, also when a worker is killed."""
 
 import os
+import re
+import runpy
 import signal
 import sys
 import time
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -12,6 +15,8 @@ from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from sklip import LipschitzClassifier, certificates, certified_accuracy_scorer
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "dask_search.py"
 
 
 def searched(X, y, n_jobs, cv=2, scoring=None):
@@ -54,17 +59,18 @@ class KillsItsWorker:
 
 
 @pytest.fixture(scope="module")
-def client():
-    """Two processes of two threads each."""
-    distributed = pytest.importorskip("distributed", reason="dask is not installed (extra `dask`)")
+def example():
+    pytest.importorskip("distributed", reason="dask is not installed (extra `dask`)")
+    return runpy.run_path(str(EXAMPLE))
+
+
+@pytest.fixture(scope="module")
+def client(example):
+    """Two processes of two threads each, as the example starts them."""
     # Workers can't import this file.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0", silence_logs=60
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    with example["workers"](None) as client:
+        assert list(client.nthreads().values()) == [2, 2]
         yield client
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
@@ -75,6 +81,21 @@ class TestDask:
         with parallel_config("dask"):
             search = searched(X, y, -1)
         assert_same(search, alone, X)
+
+    def test_the_example_chooses_from_what_the_workers_found(
+        self, client, example, monkeypatch, capsys
+    ):
+        """On a cluster that runs already: that of the other tests."""
+        arguments = ["--epochs", "5", "--scheduler", client.scheduler.address]
+        monkeypatch.setattr(sys, "argv", ["dask_search.py", *arguments])
+        example["main"]()
+        output = capsys.readouterr().out
+        rows = re.findall(r"^ +(\d+\.0) +(0\.\d) +(0\.\d{3}) +(0\.\d{3})", output, re.MULTILINE)
+        assert [r[:2] for r in rows] == [(t, e) for e in ("0.0", "0.5") for t in ("1.0", "3.0", "10.0")]
+        assert all(float(accuracy) > float(certified) for *_, accuracy, certified in rows)
+        assert output.count("<- chosen") == 1
+        made = r"^18 fits in [\d.]+ s: \d+(?: and \d+)? on [12] workers$"
+        assert re.search(made, output, re.MULTILINE)
 
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
     def test_a_search_survives_a_killed_worker(self, client, alone, few_digits, tmp_path):

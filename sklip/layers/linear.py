@@ -112,7 +112,7 @@ class ColumnWeightedLinear(SpectralLinear):
     >>> layer = ColumnWeightedLinear(3, 3, bias=False)
     >>> with torch.no_grad():
     ...     _ = layer.column_weights.copy_(torch.tensor([1.0, 0.5, 0.0]))
-    >>> torch.linalg.svdvals(layer.weight).detach().round(decimals=4)
+    >>> torch.linalg.vector_norm(layer.weight, dim=0).detach().round(decimals=4)
     tensor([1.0000, 0.5000, 0.0000])
     """
 

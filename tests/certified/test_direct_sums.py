@@ -192,7 +192,7 @@ def test_no_global_switch_changes_a_prediction_by_more_than_float32_does(switch)
 import contextlib
 import torch
 torch.manual_seed(0)
-from sklip.certified import Arithmetic, direct_sums
+from sklip.certified import Arithmetic
 from sklip.certified.direct_sums import direct_forward
 from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn
