@@ -108,10 +108,14 @@ def test_the_winner_is_the_most_robust_of_the_accurate_trained_on_all_rows(wine,
 def test_it_predicts_and_certifies_as_its_winner(wine, fitted):
     X, y = wine
     best = fitted.best_estimator_
-    for method in ("predict", "predict_proba", "decision_function", "certificates_"):
+    methods = ("predict", "predict_proba", "predict_log_proba", "decision_function", "certificates_")
+    for method in methods:
         np.testing.assert_array_equal(getattr(fitted, method)(X), getattr(best, method)(X))
     assert fitted.score(X, y) == accuracy_score(y, best.predict(X))
     radii = fitted.certificates_(X)
+    labels, _ = fitted.predict_with_radii(X)
+    np.testing.assert_array_equal(labels, best.predict(X))
+    np.testing.assert_array_equal(fitted.predict_with_radii(X)[1], best.certificates_(X))
     assert fitted.certified_score(X, y, eps=0.3) == ((best.predict(X) == y) & (radii > 0.3)).mean()
     np.testing.assert_array_equal(certificates(fitted, X), radii)
     np.testing.assert_array_equal(predict_with_radii(fitted, X)[0], best.predict(X))

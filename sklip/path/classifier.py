@@ -241,6 +241,21 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         check_is_fitted(self)
         return self.best_estimator_.predict_proba(X)
 
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.floating[Any]]:
+        """Return the logarithms of the probabilities, exact where these are 0 or 1 by rounding.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        return self.best_estimator_.predict_log_proba(X)
+
     def decision_function(self, X: ArrayLike) -> NDArray[np.floating[Any]]:
         """Return the winner's logits.
 
@@ -271,6 +286,22 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         """
         check_is_fitted(self)
         return self.best_estimator_.certificates_(X)
+
+    def predict_with_radii(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Return labels and radii, as ``predict`` and :meth:`certificates_` do, in one pass.
+
+        Parameters
+        ----------
+        X : array-like
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+        radii : ndarray of shape (n_samples,)
+        """
+        check_is_fitted(self)
+        return self.best_estimator_.predict_with_radii(X)
 
     def certified_score(
         self, X: ArrayLike, y: ArrayLike, eps: float, sample_weight: ArrayLike | None = None
