@@ -41,6 +41,8 @@ __all__ = ["LipschitzNet", "keep_freed_memory"]
 INFERENCE_ROWS = 2048
 # Recording takes about as long as some tens of steps.
 _FEWEST_STEPS = 50
+# See Note [One batch] of sklip.training.muon.
+_ITERATIONS, _ITERATIONS_OF_ONE_BATCH = 4, 2
 # Just below the size from which glibc maps every block anew.
 _LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
@@ -157,7 +159,8 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         n_steps = epochs * -(-len(data) // self.batch_size)
         self._column_weights = weighted_columns(self.module_, self.column_scales)
         if isinstance(self.optimizer_, StiefelMuon):
-            self.optimizer_.suit(one_batch=len(data) <= self.batch_size)
+            one_batch = len(data) <= self.batch_size
+            self.optimizer_.iterations = _ITERATIONS_OF_ONE_BATCH if one_batch else _ITERATIONS
         recorder, optimizer = self._make_recorder(n_steps), self.optimizer_
         self._take_step = self._plain_step
         if recorder is not None and isinstance(optimizer, StiefelMuon):

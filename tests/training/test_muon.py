@@ -199,20 +199,6 @@ def test_large_matrices_wait_and_small_ones_turn_at_each_step():
     assert rests == [True, True, False, True, True, False]
 
 
-def test_one_batch_has_settings_of_its_own_for_as_long_as_it_is_one():
-    layer = SpectralLinear(20, 6)
-    optimizer = StiefelMuon(layer, every=2)
-    rests = []
-    for one_batch in (False, True, False):
-        optimizer.suit(one_batch=one_batch)
-        before = layer.raw.detach().clone()
-        layer.raw.grad = torch.randn(6, 20)
-        optimizer.step()
-        rests.append(torch.equal(layer.raw, before))
-        optimizer.finish()
-    assert rests == [False, True, False]
-
-
 def test_a_frozen_matrix_stays_and_a_period_of_no_steps_is_refused():
     layer = SpectralLinear(20, 6)
     optimizer = StiefelMuon(layer, every=1)
