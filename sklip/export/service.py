@@ -128,7 +128,7 @@ def to_onnx(
     start = start_of([chain], np.empty((1, 0)), Changes(fixed_columns, scale))
     known, gains = described_steps(chain.steps, start)
     if scale is None:
-        warn_of_a_throttle(gains, chain.names)
+        _warn(gains, chain)
     plain = not chain.steps and bool((start.matrix == 1).all())
     charges = Charges.of(network, known, gains, plain)
     n_columns = len(start.errors)
@@ -170,6 +170,10 @@ def chain_of(estimator: Any) -> tuple[Chain, NDArray[Any]]:
             "files don't; write the LipschitzClassifier in it, or a Pipeline that ends in one."
         )
     return decider.chain, decider.classes
+
+
+def _warn(gains: Gains, chain: Chain) -> None:
+    warn_of_a_throttle(gains, chain.names)
 
 
 def _through(
