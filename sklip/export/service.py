@@ -173,6 +173,7 @@ def chain_of(estimator: Any) -> tuple[Chain, NDArray[Any]]:
 
 
 def _warn(gains: Gains, chain: Chain) -> None:
+    # A frame in the place of that of sklip.certificates: the warning names the caller's line.
     warn_of_a_throttle(gains, chain.names)
 
 
