@@ -36,7 +36,8 @@ angle after four, by the sum of their gradients: ten epochs of 45,000 images of 
 rest of a training step. It is the small ones that matter: where only the dense layer behind the
 convolutions, 4,096 x 256, waits for four steps, the figures are 0.683 and 0.541 (one seed each; runs
 that differ in rounding alone differ by up to 0.01). On hastie (1,500 x 10, five folds, three seeds),
-where all matrices are small, accuracy rises from 0.890 to 0.912 and the mean radius from 0.344 to 0.398.
+where all matrices are small, accuracy rises from 0.890 to 0.912 and the mean radius from 0.344 to
+0.398.
 
 Note [One batch]
 ----------------
