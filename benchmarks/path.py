@@ -1,11 +1,12 @@
 """LipschitzClassifierCV beside separate fits of its candidates, in one run.
 
     python benchmarks/path.py wine digits mnist [--repeats 3] [--folds 3]
+    python benchmarks/path.py wine --splits 5
 
 Eight values of tau on three folds, with the fit of the winner on all rows: the path, and GridSearchCV
 with `most_robust`, which trains every candidate from random weights. In turns; median seconds. Set
 OMP_NUM_THREADS=1 for the numbers of README.md. MNIST are its first 10,000 images: of those, none is
-a test image.
+a test image. With --splits: the winners of both for other folds, and for another seed.
 """
 
 from __future__ import annotations
@@ -38,20 +39,50 @@ def data_of(name: str) -> tuple[Any, Any]:
     return (X[:10_000] / 255).astype(np.float32).reshape(-1, 1, 28, 28), y[:10_000]
 
 
-def compare(name: str, repeats: int, n_folds: int) -> None:
-    """Print seconds, winners and scores of both."""
-    X, y = data_of(name)
-    splitter = StratifiedKFold(N_FOLDS, shuffle=True, random_state=0)
-    folds = list(splitter.split(np.zeros(len(y)), y))[:n_folds]
-    path = LipschitzClassifierCV(LipschitzClassifier(random_state=0), taus=N_TAUS, cv=folds)
+def folds_of(y: Any, seed: int) -> list[Any]:
+    """Return rows to train on and rows to score, for each fold."""
+    splitter = StratifiedKFold(N_FOLDS, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(y)), y))
+
+
+def searches(X: Any, folds: list[Any], seed: int) -> tuple[LipschitzClassifierCV, GridSearchCV]:
+    """Return the path and the search with separate fits."""
+    clf = LipschitzClassifier(random_state=seed)
     spread = np.sqrt(X.reshape(len(X), -1).var(axis=0).sum())
     search = GridSearchCV(
-        LipschitzClassifier(random_state=0),
+        clf,
         {"tau": list(np.geomspace(1, 300, N_TAUS) / spread)},
         scoring={"accuracy": "accuracy", "certified": certified_accuracy_scorer()},
         refit=most_robust(),
         cv=folds,
     )
+    return LipschitzClassifierCV(clf, taus=N_TAUS, cv=folds), search
+
+
+def at_the_winner(results: dict[str, Any], best: int) -> str:
+    """Return the winner's place and scores."""
+    return f"{best}: " + " ".join(f"{results[f'mean_test_{score}'][best]:.3f}" for score in SCORES)
+
+
+def winners(name: str, n_splits: int) -> None:
+    """Print the winners of both, with two seeds, for other and other folds."""
+    X, y = data_of(name)
+    print(f"{name}: winner: accuracy, certified")
+    for split in range(n_splits):
+        found = []
+        for seed in (0, 1):
+            path, search = searches(X, folds_of(y, split), seed)
+            path.fit(X, y)
+            found.append(f"path {at_the_winner(path.scores_, path.best_index_)}")
+            search.fit(X, y)
+            found.append(f"separate {at_the_winner(search.cv_results_, search.best_index_)}")
+        print(f"  split {split}:", " | ".join(found), flush=True)
+
+
+def compare(name: str, repeats: int, n_folds: int) -> None:
+    """Print seconds, winners and scores of both."""
+    X, y = data_of(name)
+    path, search = searches(X, folds_of(y, 0)[:n_folds], 0)
     fits = {"path": lambda: path.fit(X, y), "separate": lambda: search.fit(X, y)}
     cpu = dict.fromkeys(fits, 0.0)
 
@@ -78,6 +109,10 @@ if __name__ == "__main__":
     parser.add_argument("data", nargs="+", choices=("wine", "digits", "mnist"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folds", type=int, default=N_FOLDS)
+    parser.add_argument("--splits", type=int, default=0, help="compare winners on so many splits")
     arguments = parser.parse_args()
     for one in arguments.data:
-        compare(one, arguments.repeats, arguments.folds)
+        if arguments.splits:
+            winners(one, arguments.splits)
+        else:
+            compare(one, arguments.repeats, arguments.folds)
