@@ -24,6 +24,14 @@ def data(digits):
     return X[:200], y[:200]
 
 
+@pytest.fixture(autouse=True)
+def _sigint_interrupts():
+    """A shell ignores it for what it starts in the background, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def quick(**parameters):
     defaults = {"hidden_layer_sizes": (8,), "max_epochs": 6, "random_state": 0}
     return LipschitzClassifier(**{**defaults, **parameters})
