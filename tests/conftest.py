@@ -4,9 +4,10 @@ import os
 
 # Before anything imports matplotlib: tests have no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Before anything imports numpy, and for the processes that tests start: as many threads as there are
-# cores, in each of as many processes, wait for one another.
+# Before anything imports numpy, and for the processes that tests start: threads of as many processes as
+# there are cores would wait for one another, and spin while they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -38,3 +39,11 @@ def seeded_torch():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def two_threads():
+    """torch computes on two threads, as it does for users; else it has one in each process of tests."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

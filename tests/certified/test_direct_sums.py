@@ -15,6 +15,8 @@ from sklip.certified.direct_sums import _added_in_pairs, direct_forward, flat_ch
 from sklip.layers import Residual, to_torch
 from sklip.networks import lipschitz_cnn, tutorial_cnn
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FLOAT32, FLOAT64 = map(Arithmetic.of_networks, ("float32", "float64"))
 
 CONVOLUTIONS = [

@@ -21,6 +21,8 @@ from sklip.layers import to_torch
 from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
 from sklip.preprocessing.rules import described_transformer
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 FLOAT32, FLOAT64 = map(Arithmetic.of_networks, ("float32", "float64"))
 
 

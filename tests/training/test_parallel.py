@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import distributed
 
 from sklip import LipschitzClassifier
@@ -46,15 +45,6 @@ def both(tmp_path_factory):
     errors = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As many as the processes have, so that sums are in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", one_of_two.MODELS)
