@@ -195,6 +195,7 @@ def least_radii(estimator, X, rows, columns, n_edits, more=()):
     return np.array([radii.min() if (found == found[0]).all() else 0.0 for found, radii in parts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_edits", [1, 2])
 @pytest.mark.parametrize("name", [*PREPARE, *LATER])
 def test_radii_are_the_least_over_all_edits(pipelines, table, name, n_edits):
@@ -241,6 +242,7 @@ def test_columns_that_may_be_edited_can_be_chosen(pipelines, table, n_edits):
     np.testing.assert_array_equal(none, certificates(pipeline, X, categorical_edits=0))
 
 
+@pytest.mark.slow
 def test_edits_are_evaluated_in_pieces(pipelines, table, monkeypatch):
     X, pipeline = table[0], pipelines("by name")
     expected = {number: certificates(pipeline, X, categorical_edits=number) for number in (1, 2)}
@@ -276,6 +278,7 @@ def test_values_that_an_encoder_does_not_tell_apart_are_evaluated_once(table, mo
 # -- attacks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_edits", [1, 2])
 @pytest.mark.parametrize("hidden", [(), (8,)], ids=["linear", "network"])
 def test_no_edit_with_a_move_inside_the_radius_flips_a_label(table, hidden, n_edits):

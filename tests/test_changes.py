@@ -169,6 +169,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The steps enlarge a change of column")
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("name", MAKE)

@@ -107,6 +107,7 @@ def search(clf, X, radii, rng):
     return len(X), X[found], moved[found], radii[found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden_layer_sizes", [(), (N_FEATURES, N_FEATURES)], ids=["linear", "dense"])
 @pytest.mark.parametrize(
     ("dtype", "row_dtype"), [("float32", "float32"), ("float32", "float64"), ("float64", "float64")]

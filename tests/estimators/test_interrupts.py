@@ -160,6 +160,7 @@ def test_signals_are_told_from_statements_wherever_they_come():
     assert is_raised_by_statement(raised.value)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_process_of_a_search():
     """A real signal to a real process, which must not go on to the next candidate."""
     script = textwrap.dedent("""
