@@ -4,10 +4,16 @@ import os
 
 # Before anything imports matplotlib: tests have no screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Before anything imports numpy, and for the processes that tests start: threads of as many processes as
+# there are cores would wait for one another, and spin while they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +33,17 @@ def few_digits():
     return X[:200], y[:200]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def seeded_torch():
-    """torch's default generator starts from 0, and is put back."""
+    """torch's default generator starts from 0 in each test, whatever ran before it in this process."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def two_threads():
+    """torch computes on two threads, as it does for users; else it has one in each process of tests."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -41,6 +41,7 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_the_digits_search_shows_the_trade_off(run, tmp_path):
     output = run("tune_tradeoff.py")
     rows = re.findall(r"^\s+(\d+\.\d)\s+(0\.\d{3})\s+(0\.\d{3})", output, re.MULTILINE)
@@ -56,6 +57,7 @@ def test_the_digits_search_shows_the_trade_off(run, tmp_path):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_loans_say_what_is_proven_of_an_applicant(run, tmp_path):
     output = run("tabular.py")
     applicant, income, loan = re.search(
@@ -128,6 +130,7 @@ def test_the_service_answers_as_the_pipeline_does(tmp_path):
     assert about["columns"] == list(range(13))
 
 
+@pytest.mark.slow
 def test_the_images_show_what_is_proven_and_what_is_found(run, tmp_path):
     output = run("images.py")
     shares = re.findall(r"^\s+(\d\.\d)\s+([\d.]+)%\s+([\d.]+)%$", output, re.MULTILINE)
@@ -188,6 +191,7 @@ def test_the_tutorials_runs_print_a_row_each(settings, few_digits, monkeypatch, 
         assert 0.5 < bound < 1.001
 
 
+@pytest.mark.slow
 @pytest.mark.mnist
 def test_the_tutorials_runs_learn_mnist(run, monkeypatch):
     # What is fetched here is not read a second time by the example.
@@ -205,6 +209,7 @@ def test_the_tutorials_runs_learn_mnist(run, monkeypatch):
     assert accuracy > 0.5
 
 
+@pytest.mark.slow
 def test_the_readmes_code_runs(tmp_path, monkeypatch):
     """With fewer epochs, and the same names from block to block."""
     monkeypatch.chdir(tmp_path)

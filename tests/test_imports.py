@@ -96,7 +96,7 @@ def test_a_room_knows_nothing_of_its_strangers(room, strangers):
 
 
 def test_importing_sklip_does_not_import_what_is_optional():
-    optional = {"fastapi", "matplotlib", "onnx", "onnxruntime", "safetensors", "skops"}
+    optional = {"fastapi", "imblearn", "matplotlib", "onnx", "onnxruntime", "safetensors", "skops"}
     code = f"import sys, sklip; sys.exit(str({optional} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"

@@ -16,6 +16,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from sklip import LipschitzClassifier, certificates, certified_accuracy_scorer
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dask_search.py"
 
 

@@ -137,6 +137,7 @@ def test_radii_of_a_linear_network_are_tight():
     assert (certified.predict(moved) != codes).mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [1e-2, 1e-6, 1e-10, 1e-14])
 def test_a_row_gets_the_same_class_in_any_company(distance):
     certified = CertifiedNetwork.prove(sorting_network(), (N_FEATURES,))

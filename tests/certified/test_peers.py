@@ -39,6 +39,7 @@ def trained(request, example):
     rules.LAYERS._rules.update(known)
 
 
+@pytest.mark.slow
 def test_a_network_of_a_peer_is_certified_as_it_is(trained, example):
     network, X, y = trained
     certified = CertifiedNetwork.prove(network, example.SHAPE)
@@ -54,6 +55,7 @@ def test_a_network_of_a_peer_is_certified_as_it_is(trained, example):
     assert 0.1 < estimate <= certified.lipschitz_bound
 
 
+@pytest.mark.slow
 def test_no_attack_finds_another_class_within_the_radius(trained, example):
     pytest.importorskip("foolbox")
     network, X, _ = trained

@@ -94,11 +94,11 @@ def exactly_inside(x, moved, radius):
 
 def search(clf, X, radii, rng):
     """Tries inside the radii, and which rows and points changed the class."""
-    X, labels, radii = (
-        np.repeat(values[radii > 0], N_TRIES, axis=0) for values in (X, clf.predict(X), radii)
+    X, labels, radii, directions = (
+        np.repeat(values[radii > 0], N_TRIES, axis=0)
+        for values in (X, clf.predict(X), radii, worst_directions(clf, X))
     )
     shares = 1 - 10 ** rng.uniform(-9, -0.5, size=len(X))
-    directions = worst_directions(clf, X)
     points = X + (directions * (shares * radii)[:, None])
     moved = neighbours(points.astype(X.dtype), directions, rng)
     inside = surely_inside(X, moved, radii)
@@ -107,6 +107,7 @@ def search(clf, X, radii, rng):
     return len(X), X[found], moved[found], radii[found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden_layer_sizes", [(), (N_FEATURES, N_FEATURES)], ids=["linear", "dense"])
 @pytest.mark.parametrize(
     ("dtype", "row_dtype"), [("float32", "float32"), ("float32", "float64"), ("float64", "float64")]

@@ -300,7 +300,7 @@ class Holding(nn.Module):
         torch.float32,
         torch.device("cpu"),
     ],
-    ids=repr,
+    ids=lambda held: type(held).__name__,
 )
 def test_an_attribute_that_is_no_plain_value_is_refused_with_its_name(held, monkeypatch):
     monkeypatch.setattr(LAYERS, "_rules", dict(LAYERS._rules))

@@ -24,6 +24,14 @@ def data(digits):
     return X[:200], y[:200]
 
 
+@pytest.fixture(autouse=True)
+def _sigint_interrupts():
+    """A shell ignores it for what it starts in the background, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def quick(**parameters):
     defaults = {"hidden_layer_sizes": (8,), "max_epochs": 6, "random_state": 0}
     return LipschitzClassifier(**{**defaults, **parameters})
@@ -152,6 +160,7 @@ def test_signals_are_told_from_statements_wherever_they_come():
     assert is_raised_by_statement(raised.value)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_process_of_a_search():
     """A real signal to a real process, which must not go on to the next candidate."""
     script = textwrap.dedent("""

@@ -84,6 +84,7 @@ def test_a_pipeline_predicts_and_certifies(digits, scaler):
     np.testing.assert_array_equal(certificates(stored, X), radii)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_grid_search_over_tau_refits_the_most_robust_of_the_accurate(digits, n_jobs):
     X, y = digits
@@ -104,6 +105,7 @@ def test_grid_search_over_tau_refits_the_most_robust_of_the_accurate(digits, n_j
     assert SCORING["certified"](search, X, y) > 0
 
 
+@pytest.mark.slow
 def test_jobs_in_other_processes_give_the_same_scores(digits):
     X, y = digits
     one, two = (
@@ -113,6 +115,7 @@ def test_jobs_in_other_processes_give_the_same_scores(digits):
         np.testing.assert_array_equal(one[name], two[name])
 
 
+@pytest.mark.slow
 def test_halving_search_takes_a_certified_scorer(digits):
     X, y = digits
     search = HalvingGridSearchCV(

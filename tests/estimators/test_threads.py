@@ -13,6 +13,8 @@ from torch import nn
 
 from sklip import LipschitzClassifier
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def dropping(input_shape, n_outputs):
     """Plain layers that draw their weights by torch's own rules, and draw in training as well."""

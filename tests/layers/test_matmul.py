@@ -12,6 +12,14 @@ SHAPES = [(256, 3136, 64), (300, 700, 130), (64, 64, 64), (1, 5, 3)]
 EPS = np.finfo(np.float32).eps
 
 
+@pytest.fixture(autouse=True, params=[1, 2])
+def threads(request):
+    """oneDNN pays on several only."""
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
 def drawn(*shapes):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -64,11 +72,9 @@ def test_other_precisions_and_shapes_go_the_ordinary_way():
     assert linear(x[:0, 0], weight).shape == (0, 130)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("has_onednn", [True, False])
 def test_large_products_go_by_onednn(has_onednn, threads, monkeypatch):
     monkeypatch.setattr(matmul, "_HAS_ONEDNN", has_onednn)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     calls = []
     convolution = torch.nn.functional.conv2d
     monkeypatch.setattr(

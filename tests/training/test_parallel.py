@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import distributed
 
 from sklip import LipschitzClassifier
@@ -48,15 +47,7 @@ def both(tmp_path_factory):
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As many as the processes have, so that sums are in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_of_two.MODELS)
 def test_two_processes_train_what_one_trains(both, name):
     alone, together = one_of_two.fitted(name), both[0][name]
@@ -68,6 +59,7 @@ def test_two_processes_train_what_one_trains(both, name):
     np.testing.assert_allclose(together["radii"], alone["radii"], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*one_of_two.MODELS, "drawn seed"])
 def test_both_processes_hold_the_same_model(both, name):
     first, second = (results[name] for results in both)
@@ -78,6 +70,7 @@ def test_both_processes_hold_the_same_model(both, name):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_the_models_are_those_that_make_a_difference(both):
     """Early stopping stopped, columns were weighted, and seeds are not all one."""
     results = both[0]
@@ -87,6 +80,7 @@ def test_the_models_are_those_that_make_a_difference(both):
     assert results["drawn seed"]["losses"] != results["early stopping"]["losses"]
 
 
+@pytest.mark.slow
 def test_what_differs_between_processes_is_named_in_each(both):
     for results in both:
         errors = results["errors"]
@@ -96,6 +90,7 @@ def test_what_differs_between_processes_is_named_in_each(both):
         assert errors["dropout"].startswith("TypeError: data_parallel can't train Dropout (layer '0')")
 
 
+@pytest.mark.slow
 def test_a_group_that_was_not_entered_is_left_alone(both):
     """The first process fitted by itself while the group was there, and got what one process gets."""
     alone = one_of_two.fitted("early stopping")
