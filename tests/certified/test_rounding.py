@@ -270,6 +270,30 @@ def test_the_charge_covers_terms_that_are_lost_in_a_sum(kind, dtype):
     assert charge / 200 <= error <= charge
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(256, 8), nn.Conv2d(1, 8, 16)], ids=["dense", "convolution"]
+)
+def test_the_charge_covers_products_that_are_flushed_to_zero(layer):
+    # Each product is subnormal, their sum is not.
+    with torch.no_grad():
+        layer.weight.fill_(1e-19)
+        layer.bias.zero_()
+    x = np.full((1, 256) if isinstance(layer, nn.Linear) else (1, 1, 16, 16), np.float32(1.1e-19))
+
+    def exact_value(x):
+        total = extended(np.float32(1e-19)) * x.reshape(1, -1).sum(1, keepdims=True)
+        return np.broadcast_to(total, (1, 8)).reshape(1, 8, *[1] * (x.ndim - 2))
+
+    flushes = torch.set_flush_denormal(True)
+    try:
+        error, charge = layer_error(layer, exact_value, x)
+    finally:
+        torch.set_flush_denormal(False)
+    assert error <= charge
+    if flushes:
+        assert error > charge / 4
+
+
 @pytest.mark.parametrize("kind", ["one huge pixel", "all huge", "tiny", "image"])
 def test_max_pools_round_nothing(kind):
     layer = nn.MaxPool2d((2, 3), (2, 4), (1, 1), ceil_mode=True)
