@@ -441,6 +441,13 @@ def test_soft_hkr_follows_the_size_of_the_logits_in_training_only():
     assert float(loss.running_mean) == before
 
 
+@pytest.mark.parametrize(("size", "kept"), [(0.0, 0.005), (0.001, 0.005), (1e4, 1000.0)])
+def test_the_running_mean_is_kept_within_its_limits(size, kept):
+    loss = MulticlassSoftHKRLoss(MARGIN, 7.0, decay=0.0)
+    loss(torch.full((4, 3), size, dtype=torch.float64), torch.zeros(4, dtype=torch.long))
+    assert float(loss.running_mean) == kept
+
+
 @pytest.mark.parametrize(("factor", "clipped"), [(1e6, 250.0), (1e-6, 0.005)])
 def test_soft_hkr_clips_its_temperature(factor, clipped):
     logits = draw_logits((4, 3), torch.float64)

@@ -161,6 +161,8 @@ WRONG = [
     ({"fixed_columns": "age"}, r"^fixed_columns must be an iterable of columns, got 'age'"),
     ({"fixed_columns": None}, r"^fixed_columns must be an iterable of columns, got None"),
     ({"categorical_edits": -1}, r"^categorical_edits must be None or an integer of at least 0"),
+    ({"categorical_edits": True}, r"^categorical_edits must be None or an integer of at least 0"),
+    ({"categorical_edits": 1.0}, r"^categorical_edits must be None or an integer of at least 0"),
     ({"categorical_columns": [0]}, r"^categorical_columns needs categorical_edits"),
 ]
 
@@ -179,6 +181,7 @@ def test_what_no_data_can_be_scored_with_is_refused_before_a_search_begins(wrong
 def test_scales_of_all_kinds_are_taken_and_those_of_fixed_columns_not_read():
     for scale in ("std", [1, 2.0], np.ones(3, dtype=np.float32), {"age": 2}):
         assert certified_accuracy_scorer(scale=scale).scale is scale
+        assert certified_accuracy_scorer().set_params(scale=scale).scale is scale
     certified_accuracy_scorer(scale=[1.0, 0.0], fixed_columns=[1])
 
 
@@ -375,6 +378,7 @@ def test_rules_are_equal_to_their_like_and_found_by_the_name_of_their_score():
     assert rule != most_robust("radius", accuracy_loss=0.2)
     assert rule != most_robust("certified", accuracy_loss=0.1)
     assert rule not in ({"accuracy": 1}, 1, None)
+    assert (rule == 1) is False
     assert {"certified": 1}[rule.set_params(robustness="certified")] == 1
 
 

@@ -158,6 +158,8 @@ def test_no_change_of_columns_comes_further_than_its_gains(seed):
     moved = np.linalg.norm(chain(x + steps) - base, axis=0)
     rounding = 1e-10 * (1 + np.abs(base).max())
     assert (moved <= gains.bound * np.linalg.norm(steps, axis=0) * (1 + 1e-9) + rounding).all()
+    carried = np.linalg.norm(gains.carried(steps.T), axis=1)
+    assert (moved <= carried * (1 + 1e-9) + rounding).all()
     for column in range(n):
         alone = np.where(np.arange(n)[:, None] == column, steps, 0)
         moved = np.linalg.norm(chain(x + alone) - base, axis=0)

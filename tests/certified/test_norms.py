@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from sklip.certified.norms import (
     _largest_eigenvalue_upper,
     _smallest_eigenvalue_lower,
+    column_lengths_upper,
     convolution_norm_upper,
     matrix_norm_upper,
     row_distances_upper,
@@ -132,7 +133,14 @@ def test_bound_dominates_norms_that_are_known_exactly(matrix, squared):
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1e-146, 1e-100, 1e100, 1e150, 1e200, 1e307])
 @pytest.mark.parametrize(
-    ("matrix", "squared"), [(np.eye(3), 1), (np.ones((2, 5)), 10), (np.ones((1, 3)), 3), (np.eye(1), 1)]
+    ("matrix", "squared"),
+    [
+        (np.eye(3), 1),
+        (np.ones((2, 5)), 10),
+        (np.ones((1, 3)), 3),
+        (np.eye(1), 1),
+        (np.array([[-1.0, 0.0]]), 1),
+    ],
 )
 def test_bound_survives_huge_and_tiny_scales(matrix, squared, scale):
     upper = matrix_norm_upper(torch.from_numpy(matrix * scale))
@@ -163,6 +171,19 @@ def test_a_parameter_and_a_transposed_view_are_accepted():
 def test_complex_matrices_are_refused(bound):
     with pytest.raises(TypeError, match=r"must be real .*complex64"):
         bound(torch.full((1, 1), 5j))
+
+
+@pytest.mark.parametrize("shape", [(1, 2**14), (2**14, 1)])
+def test_the_bound_covers_squares_that_are_lost_in_the_sum(shape):
+    # The square of each small number is half a unit of the large one's.
+    row = torch.full((2**14,), 2.0**-27, dtype=torch.float64)
+    row[0] = 1
+    squared = 1 + (2**14 - 1) * Fraction(2) ** -54
+    assert squared <= Fraction(matrix_norm_upper(row.view(shape))) ** 2
+    assert squared <= Fraction(float(row_distances_upper(torch.stack([row, 0 * row]))[0, 1])) ** 2
+    # NumPy adds rows one by one where there are several columns.
+    for length in column_lengths_upper(np.column_stack([row, row])).tolist():
+        assert squared <= Fraction(length) ** 2
 
 
 NOT_FINITE = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -102,6 +102,7 @@ def test_a_threshold_may_be_rounded_as_numpy_does(threshold):
 @pytest.mark.parametrize("threshold", [-1e30, -2.5, -1e-40, 0.0, 1e-300, 1e-10, 0.1, 7.0, 1e30])
 def test_rounding_a_logit_keeps_it_on_its_side(threshold, dtype):
     low, high = undecided_outputs(threshold, threshold, dtype)
+    assert high - low <= 4 * np.finfo(dtype).eps * abs(threshold) + 8 * np.finfo(dtype).tiny
     for end in (low, high):
         wide = neighbours(end, "float64", 2000)
         wide = np.concatenate([wide, wide * (1 + 1e-7), wide * (1 - 1e-7)])
@@ -119,6 +120,7 @@ def test_a_threshold_beyond_the_numbers_is_reached_by_none():
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, 1e-20, 1e20, math.nan])
 def test_factors_that_flush_or_overflow_are_refused(tau):
+    assert check_tau(np.float32(3.0)) == 3.0
     with pytest.raises(TypeError, match="must lie between 1e-12 and 1e12"):
         check_tau(tau)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sklip.certified import certified_radii
+from sklip.certified import Budget, certified_radii
+from sklip.certified.radii import row_lengths_upper, softmax_budget
 from sklip.metrics import normalized_margins
 
 # -- certified_radii against exact rational arithmetic -----------------------------------------
@@ -156,6 +157,101 @@ def test_a_column_of_single_logits_certifies_no_more_than_the_flat_logits():
     logits, bounds = np.array([3.0, -1.0, 0.0]), np.array([[2.0]])
     radii = certified_radii(logits[:, None], bounds)
     assert radii.tolist() == certified_radii(logits, bounds).tolist()
+
+
+# -- budgets -----------------------------------------------------------------------------------
+
+
+def added(first, other, n_times):
+    """A budget and n_times another one, by additions one after another."""
+    total = Budget(*(np.array([[0.0, value]]) for value in first))
+    for _ in range(n_times):
+        total = total + Budget(*(np.array([[0.0, value]]) for value in other))
+    return total
+
+
+@pytest.mark.parametrize("size", [2.0**-300, 1.0, 2.0**300])
+def test_what_rounding_loses_of_sums_of_budgets_is_taken_from_the_radius(size):
+    lost = 2.0**-53  # added to 1, half a unit in the last place: it is lost
+    logits = size * np.array([[1 + 2.0**-50, 0.0]])
+    spent = added((size, 1.0), (size * lost, 0.0), 8)
+    assert spent.spent[0, 1] == size
+    # The exact sum is the margin itself, of which nothing is left.
+    assert spent.radii(logits).tolist() == [0.0]
+    assert added((size, 1.0), (0.0, 0.0), 8).radii(logits * 2)[0] > 0
+    for numerator in range(16):
+        logits = size * np.array([[1 + numerator / 16, 0.0]])
+        (radius,) = added((0.0, 1.0), (0.0, lost), 7).radii(logits)
+        exact = Fraction(logits[0, 0]) / (1 + 7 * Fraction(lost))
+        assert exact * (1 - Fraction(1, 10**14)) <= Fraction(radius) <= exact
+
+
+def test_a_sum_of_budgets_spends_both_and_reaches_as_far_as_the_shorter():
+    ones, twos = np.ones((1, 2)), np.full((1, 2), 2.0)
+    total = Budget(ones, twos, np.array([3.0])) + Budget(4 * ones, 8 * twos, np.array([5.0]))
+    assert total.spent.tolist() == [[5.0, 5.0]]
+    assert total.per_distance.tolist() == [[18.0, 18.0]]
+    assert total.longest.tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("spent", "per_distance", "rival"),
+    [
+        ([0, 0, 0], [1, 1, 1], 2),
+        ([0, 0, 0], [1, 4, 1], 1),
+        # All margins are used up at once: the smallest of them counts.
+        ([9, 9, 9], [1, 4, 1], 2),
+        ([0, 9, 9], [1, 1, 1], 2),
+        ([0, 9, 0], [1, 1, 1], 2),
+        ([0, 0, 0], [1, 4, 0], 1),
+        ([0, 0, 0], [1, 0, 0], 0),
+    ],
+)
+def test_the_rival_is_the_class_whose_margin_is_used_up_first(spent, per_distance, rival):
+    logits = np.array([[3.0, 0.0, 1.5]])
+    budget = Budget(np.array([spent], dtype=float), np.array([per_distance], dtype=float))
+    assert budget.rivals(logits, np.array([0])).tolist() == [rival]
+
+
+def test_the_rival_of_a_single_logit_is_the_other_class_unless_it_is_never_reached():
+    logits, codes = np.array([[2.0], [-2.0], [2.0], [-2.0]]), np.array([1, 0, 1, 0])
+    budget = Budget(np.zeros((4, 1)), np.array([[1.0], [1.0], [0.0], [0.0]]))
+    assert budget.rivals(logits, codes).tolist() == [0, 1, 1, 0]
+
+
+# -- lengths, and softmax --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_lengths_of_rows_are_the_exact_ones_or_a_millionth_above(size, dtype):
+    rows = (size * np.random.default_rng(0).normal(size=(20, 50))).astype(dtype)
+    for row, length in zip(rows, row_lengths_upper(rows), strict=True):
+        squared = sum(Fraction(float(x)) ** 2 for x in row)
+        assert squared <= Fraction(length) ** 2
+        assert length <= math.sqrt(squared) * (1 + 1e-6) + 1e-30
+
+
+@pytest.mark.parametrize("beta", [0.01, 1.0, 50.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shift", [-300.0, 0.0, 300.0])
+def test_a_softmax_of_logits_further_apart_than_its_budget_decides_as_they_do(shift, dtype, beta):
+    rng, unit = np.random.default_rng(0), float(np.finfo(dtype).eps) / 2
+    logits = (shift + rng.uniform(-1, 1, size=(300, 2))).astype(dtype)
+    budget = softmax_budget(logits, beta, 3.0)
+    sizes = np.maximum(np.abs(logits.astype(float)).max(axis=1), 28)
+    # Four roundings of the logits and their products, and as many units as an exponential needs.
+    least = unit * (4 * sizes + 32 / beta)
+    assert (budget.spent >= least[:, None]).all()
+    assert (budget.spent <= 7 * least[:, None]).all()
+    assert (budget.per_distance >= 3 * 4 * unit).all()
+    assert (budget.per_distance <= 3 * 28 * unit).all()
+    assert np.isinf(budget.longest)
+    logits[:, 1] = np.nextafter(logits[:, 0] + budget.spent[:, 0].astype(dtype), np.inf, dtype=dtype)
+    scaled = dtype(beta) * logits
+    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares = exponentials / exponentials.sum(axis=1, keepdims=True)
+    assert (shares[:, 1] > shares[:, 0]).all()
 
 
 # -- normalized_margins ------------------------------------------------------------------------
