@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from sklip import networks
 from sklip.certified import CertifiedNetwork
+from sklip.estimators.facts import digest_of, facts_of
 from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
 from sklip.estimators.parameters import resolve_dtype
 from sklip.estimators.storage import StoredEstimator
@@ -30,12 +32,13 @@ from sklip.inputs import (
 )
 from sklip.layers import polish_, to_torch
 from sklip.rows import as_numpy
-from sklip.training.callbacks import check_heard
+from sklip.training.callbacks import check_heard, check_resumable
+from sklip.training.checkpoints import Checkpoint
 from sklip.training.columns import weighted_columns
 from sklip.training.data import Samples, TrainingData
 from sklip.training.devices import resolve_device
 from sklip.training.net import LipschitzNet, Watcher
-from sklip.training.parallel import current_processes, fingerprint
+from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 
 __all__ = ["LipschitzEstimator", "proven_network"]
@@ -95,9 +98,12 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
         device = self.device_ if goes_on else resolve_device(self.device)
         processes = current_processes()
-        processes.check_agreement(lambda: self._facts(data))
+        processes.check_agreement(lambda: facts_of(self, data))
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         seed = processes.from_first(seed)
+        checkpoint = Checkpoint(None)
+        if not one_pass:
+            checkpoint = self._checkpoint(data, device, seed, goes_on=goes_on)
         draws, samples = seeded(seed), data.samples(device)
         # Images have no columns.
         moments = data.moments if len(data.input_shape) == 1 else None
@@ -110,7 +116,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         else:
             plan = self._plan(data, n_samples, self.hidden_layer_sizes)
             if self._may_weigh_columns(plan, pace, len(train)):
-                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed)
+                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed, checkpoint)
             module = self._build(plan, data, draws)
         settings = self._net_settings()
         if goes_on and one_pass and settings == self._settings_:
@@ -143,7 +149,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
             epoch_ends=lambda: tasks.epoch_ends(lambda: _fitted_attributes(model())),
         )
         try:
-            net.train(train, validation, max_epochs, watcher)
+            net.train(train, validation, max_epochs, watcher, checkpoint)
         except KeyboardInterrupt:
             # It ends a search, but whoever called fit at a keyboard has the model reached so far.
             with contextlib.suppress(Exception):
@@ -214,22 +220,32 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         rows = check_castable(rows, dtype)
         return TrainingData(rows, targets, weight, labels, input_shape, dtype)
 
-    def _facts(self, data: TrainingData) -> dict[str, str]:
-        """Return what has to be the same in all processes that train together."""
-        told = {
-            name: repr(value)
-            for name, value in self.get_params(deep=False).items()
-            if name not in ("callbacks", "device", "random_state", "verbose")
-            # The repr of anything else may name where it lies in memory.
-            and isinstance(value, str | int | float | tuple | list | dict | np.ndarray | None)
+    def _checkpoint(self, data: TrainingData, device: str, seed: int, *, goes_on: bool) -> Checkpoint:
+        """Return where this very fit is stored, and what is there of it."""
+        if self.checkpoint_dir is None:
+            return Checkpoint(None)
+        if self.random_state is None:
+            raise ValueError(
+                "checkpoint_dir needs a random_state, got None: with another seed each time, a fit "
+                "that is started again would be another fit; set random_state=0, say."
+            )
+        callbacks = self._callbacks()
+        check_resumable(callbacks)
+        facts = {
+            **facts_of(self, data),
+            "weights so far": digest_of(self.net_.module_.state_dict()) if goes_on else "none",
+            "callbacks": digest_of(callbacks),
+            "device": torch.device(device).type,
+            "seed": str(seed),
         }
-        weight, classes = data.sample_weight, data.classes
-        return told | {
-            "X": fingerprint(data.rows),
-            "y": f"{fingerprint(data.targets)} {None if classes is None else classes.tolist()}",
-            "sample_weight": fingerprint(weight),
-            "the number of epochs so far": str(getattr(self, "n_iter_", 0)),
-        }
+        folder = Path(self.checkpoint_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"checkpoint_dir must be a folder ({error.strerror})", str(folder)
+            ) from error
+        return Checkpoint(folder / f"fit-{digest_of(facts)}.pt")
 
     def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
         if not self.early_stopping:

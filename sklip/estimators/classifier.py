@@ -104,6 +104,14 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     warm_start : bool, default=False
         Whether ``fit`` goes on from the weights of the fit before. The network must be the same:
         changed widths, say, are an error.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which ``fit`` stores what it has reached, every few seconds, at the end of an epoch. A
+        fit that was interrupted or killed and is made again, in whatever process, goes on from there,
+        and gives the model that it would have given, bit for bit on one machine with as many threads;
+        one that had finished returns its model at once. Each fit has a file of its own, named by a
+        digest of parameters, X, y, weights and seed, so that the fits of a search may share a folder;
+        with anything changed, a fit starts anew. Needs a `random_state`. ``partial_fit`` stores
+        nothing. See the notes.
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes the first CUDA device, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -175,6 +183,13 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     The optimiser's moments are not stored by pickle or copy: ``partial_fit`` on a loaded model
     starts them anew.
 
+    Files in `checkpoint_dir` stay until you delete the folder; reading them runs no code. One that is
+    damaged, or was written by another version of sklip or torch, is an error, never a model.
+    Functions, losses and callbacks of your own count as changed where their source or their attributes
+    are; what else they read (a global variable, say) is not seen. Callbacks are sklip's and skorch's
+    EarlyStopping, EpochScoring, BatchScoring, PassthroughScoring, LRScheduler, GradientNormClipping
+    and PrintLog, and such as have ``state_dict`` and ``load_state_dict``; others are refused.
+
     References
     ----------
     Serrurier et al. (2021), Achieving robustness in classification using optimal transport with hinge
@@ -220,6 +235,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
         n_iter_no_change: int = 10,
         class_weight: Any = None,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
         device: Any = "auto",
         dtype: str = "auto",
         callbacks: Any = None,
@@ -246,6 +262,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
         self.n_iter_no_change = n_iter_no_change
         self.class_weight = class_weight
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.dtype = dtype
         self.callbacks = callbacks

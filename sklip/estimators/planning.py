@@ -25,6 +25,7 @@ from sklip.estimators.parameters import resolve_augmentation
 from sklip.inputs import check_input_shape
 from sklip.layers import Center, to_torch
 from sklip.training.callbacks import StopEarly, check_callbacks
+from sklip.training.checkpoints import Checkpoint
 from sklip.training.data import Moments, Samples, TrainingData
 from sklip.training.net import LipschitzNet
 from sklip.training.parallel import current_processes
@@ -88,9 +89,12 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
         device: str,
         pace: Pace,
         seed: int,
+        checkpoint: Checkpoint,
     ) -> networks.NetworkPlan:
         """Return the plan with or without weights of columns, whichever is better on held-out rows."""
         assert moments is not None, "of tables"
+        if "column_weights" in checkpoint.kept:
+            return replace(plan, column_weights=checkpoint.kept["column_weights"])
         pace = pace.hurried()
 
         def train(column_weights: bool, some: Samples) -> nn.Module:
@@ -104,6 +108,7 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
 
         pays = weights_pay(train, samples, self.tau, moments.weight, seed)
         pays = current_processes().from_first(pays)
+        checkpoint.keep("column_weights", lambda: pays)
         return replace(plan, column_weights=pays)
 
     def _plan(
