@@ -22,7 +22,7 @@ DOORS = {
     "metrics": {"inputs", "losses"},
     "certified": {"files", "layers", "rows"},
     "preprocessing": {"certified"},
-    "training": {"layers", "losses", "rows"},
+    "training": {"files", "layers", "losses", "rows"},
     "estimators": {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },

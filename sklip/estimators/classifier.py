@@ -293,7 +293,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
             then.
         KeyboardInterrupt
             If the user interrupts, so that a search or a script around it ends as well. The model
-            reached so far is kept, proven, and can be used.
+            reached so far is kept, proven, and can be used; with `checkpoint_dir` another call goes on.
         """
         self._validate_params()
         goes_on = self.warm_start and self.__sklearn_is_fitted__()

@@ -117,10 +117,11 @@ def restore_optimizer_(optimizer: torch.optim.Optimizer, state: dict[str, Any]) 
     """Load an optimiser's state as it was: ``load_state_dict`` casts to the type of the parameters."""
     for group, kept in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name, value in kept.items():
+            setting = value.item() if isinstance(value, Tensor) else value
             if isinstance(group.get(name), Tensor):  # a rate that a graph reads
-                group[name].fill_(value)
+                group[name].fill_(setting)
             elif name != "params":
-                group[name] = value
+                group[name] = setting
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for index, values in state["state"].items():
         device = parameters[index].device

@@ -177,24 +177,23 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         if recorder is not None and isinstance(optimizer, StiefelMuon):
             self._take_step = GraphedStep(self._gradients, optimizer, recorder)
         self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
-        self._stopped_by_callback = False
+        self._stopped_by_callback = self._stopped_by_watcher = False
         self._may_draw = self._draws_numbers()
         keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
         interrupt: KeyboardInterrupt | None = None
         try:
             self.notify("on_train_begin", X=data, y=None)
-            kept = self._checkpoint.kept.pop("training", None)
-            if kept is not None:
-                self._go_on_from(kept, len(data))
-                epochs = 0 if kept["ended"] else epochs - len(self.history)
+            epochs -= self._epochs_taken_up(epochs, len(data))
             try:
                 self.fit_loop(data, epochs=epochs)
             except KeyboardInterrupt as error:
                 self._finish_turn()
                 interrupt = None if self._stopped_by_callback else error
             if epochs and interrupt is None:
-                self._checkpoint.keep("training", lambda: self._reached(ended=True))
+                # One that was told to end from outside may be told to go on.
+                ended = not self._stopped_by_watcher
+                self._checkpoint.keep("training", lambda: self._reached(ended=ended))
             with contextlib.nullcontext() if interrupt is None else contextlib.suppress(Exception):
                 self.notify("on_train_end", X=data, y=None)
         except Exception as error:
@@ -278,8 +277,11 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             "history": self.epoch_rows(),
         }
 
-    def _go_on_from(self, kept: dict[str, Any], n_samples: int) -> None:
-        """Take up what another training has reached, where this one begins."""
+    def _epochs_taken_up(self, epochs: int, n_samples: int) -> int:
+        """Take up what the checkpoint holds of this training; return how many of `epochs` that are."""
+        kept = self._checkpoint.kept.pop("training", None)
+        if kept is None:
+            return 0
         try:
             self.module_.load_state_dict(kept["module"])
         except RuntimeError as error:
@@ -294,11 +296,13 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         for name, state in kept["callbacks"].items():
             restore_callback(callbacks[name], state)
         self.restore_history(kept["history"])
+        n_taken = len(self.history)
         if isinstance(self._step_schedule, OneCycle):
-            self._step_schedule.go_to(len(self.history) * -(-n_samples // self.batch_size))
+            self._step_schedule.go_to(n_taken * -(-n_samples // self.batch_size))
         restore_optimizer_(self.optimizer_, kept["optimizer"])
         if self.report:
-            tqdm.write(f"epoch {len(self.history)}/{self.planned_epochs}  from {self._checkpoint.path}")
+            tqdm.write(f"epoch {n_taken}/{self.planned_epochs}  from {self._checkpoint.path}")
+        return epochs if kept["ended"] else n_taken
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks and the watcher, and remember if one of them ended training."""
@@ -307,9 +311,10 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             watcher = self._watcher
             if method_name == "on_epoch_begin" and watcher is not None:
                 watcher.epoch_begins()
-            if method_name == "on_epoch_end" and watcher is not None and watcher.epoch_ends():
-                raise KeyboardInterrupt
             if method_name == "on_epoch_end":
+                self._stopped_by_watcher = watcher is not None and watcher.epoch_ends()
+                if self._stopped_by_watcher:
+                    raise KeyboardInterrupt
                 self._checkpoint.keep_if_due("training", lambda: self._reached(ended=False))
         except KeyboardInterrupt as interrupt:
             self._stopped_by_callback = is_raised_by_statement(interrupt)
