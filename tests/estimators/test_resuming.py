@@ -17,6 +17,7 @@ from skorch.callbacks import Callback
 
 from sklip import LipschitzClassifier
 from sklip.estimators.facts import digest_of
+from sklip.estimators.fit_tasks import FitTasks
 from sklip.losses import MulticlassHKRLoss, TauCrossEntropyLoss
 from sklip.training import RandomShift, checkpoints
 
@@ -149,6 +150,19 @@ def test_a_finished_fit_returns_its_model_at_once(tmp_path, data):
     first, second = quick(tmp_path).fit(*data), quick(tmp_path)
     assert steps_of(second, *data) == 0
     assert_same_bits(killed_fits.as_told(first, data), killed_fits.as_told(second, data))
+
+
+def test_a_fit_that_was_ended_from_outside_goes_on_where_it_is_not(tmp_path, data, monkeypatch):
+    """As scikit-learn's callbacks end it, of which a file knows nothing."""
+    alone, ended = quick(None).fit(*data), quick(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(FitTasks, "epoch_ends", lambda tasks, _: len(tasks._estimator.ends) == 3)
+        patched.setattr(FitTasks, "epoch_begins", lambda tasks: tasks._estimator.ends.append(1))
+        ended.ends = []
+        assert steps_of(ended, *data) == 15
+    again = quick(tmp_path)
+    assert steps_of(again, *data) == 15
+    assert_same_bits(killed_fits.as_told(alone, data), killed_fits.as_told(again, data))
 
 
 def test_files_are_named_alike_in_all_processes(told, tmp_path):
