@@ -186,7 +186,8 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     Files in `checkpoint_dir` stay until you delete the folder; reading them runs no code. One that is
     damaged, or was written by another version of sklip or torch, is an error, never a model.
     Functions, losses and callbacks of your own count as changed where their source or their attributes
-    are; what else they read (a global variable, say) is not seen. Callbacks are sklip's and skorch's
+    are; what else they read (a global variable, say, or a generator that is not handed to them) is
+    neither seen nor stored. Callbacks are sklip's and skorch's
     EarlyStopping, EpochScoring, BatchScoring, PassthroughScoring, LRScheduler, GradientNormClipping
     and PrintLog, and such as have ``state_dict`` and ``load_state_dict``; others are refused.
 

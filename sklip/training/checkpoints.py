@@ -38,7 +38,8 @@ from sklip.training.parallel import current_processes
 
 __all__ = ["Checkpoint", "restore_optimizer_"]
 
-# Seconds between files, at least; and a file may take this share of the time.
+# Seconds between files, at least; and files may take this share of the time. One of the default network
+# on MNIST has 10.6 MB and takes 0.05 s of one core.
 _SECONDS, _SHARE = 5.0, 0.05
 # A file starts with this word and a digest of what follows.
 _WORD, _DIGEST_SIZE = b"sklip checkpoint\n", 32

@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EarlyStopping, EpochScoring, LRScheduler
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+)
 
 from sklip import LipschitzClassifier, LipschitzClassifierCV, certified_accuracy_scorer
 from sklip.layers import FullSort, SpectralLinear
@@ -95,6 +104,8 @@ SMALL = {"hidden_layer_sizes": (16,), "max_epochs": 6, "batch_size": 40}
 SCORES = [
     EpochScoring("accuracy", lower_is_better=False),
     EpochScoring(certified_accuracy_scorer(eps=0.1), on_train=True, lower_is_better=False),
+    BatchScoring("accuracy", name="of_batches", lower_is_better=False),
+    PassthroughScoring("train_batch_size", on_train=True),
 ]
 # Parameters, what fit is given, and the step at which it is killed each time.
 CASES = {
@@ -136,6 +147,8 @@ CASES = {
                 LRScheduler("StepLR", step_size=2, gamma=0.5),
                 EarlyStopping(monitor="train_loss", patience=3, threshold=0.08),
                 ("decay", Decay()),
+                GradientNormClipping(0.05),
+                PrintLog(sink=str),
             ],
         },
         digits(200),

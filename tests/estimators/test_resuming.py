@@ -27,7 +27,7 @@ killed_fits = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(killed_fits)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-SLOW = ["large matrices"]
+SLOW = ["convolutions", "large matrices"]
 CASES = [name for name in killed_fits.CASES if name not in SLOW]
 
 
