@@ -14,19 +14,22 @@ PACKAGE = Path(sklip.__file__).parent
 # Each room with the rooms that it imports.
 DOORS = {
     "rows": set(),
+    "files": set(),
     "layers": set(),
     "losses": set(),
     "networks": {"layers"},
     "inputs": {"rows"},
     "metrics": {"inputs", "losses"},
-    "certified": {"layers", "rows"},
+    "certified": {"files", "layers", "rows"},
     "preprocessing": {"certified"},
-    "training": {"layers", "losses", "rows"},
+    "training": {"files", "layers", "losses", "rows"},
     "estimators": {
         *("certified", "inputs", "layers", "losses", "metrics", "networks", "rows", "training"),
     },
     "certification": {"certified", "estimators", "metrics", "preprocessing", "rows"},
-    "export": {"certification", "certified", "estimators", "layers", "preprocessing"},
+    "export": {
+        *("certification", "certified", "estimators", "files", "layers", "preprocessing"),
+    },
     "explanation": {
         *("certification", "certified", "estimators", "inputs", "preprocessing", "rows"),
     },

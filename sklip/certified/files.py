@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 
 from sklip.certified.network import CertifiedNetwork
 from sklip.certified.seals import opened, sealed
+from sklip.files import write_whole
 
-__all__ = ["load_network", "save_network", "write_whole"]
+__all__ = ["load_network", "save_network"]
 
 # Under this word of a safetensors file's metadata stands all that is no array.
 _WORD = "sklip"
@@ -161,35 +161,3 @@ def _unlisted(value: Any) -> Any:
         ((kind, values),) = value.items()
         return {"tuple": tuple, "list": list}[kind](map(_unlisted, values))
     return value
-
-
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file that is there as a whole, or not at all.
-
-    Parameters
-    ----------
-    path : str or path-like
-    data : bytes
-
-    Raises
-    ------
-    OSError
-        If it can't be written; what stood there before still does.
-    """
-    target = Path(path)
-    try:
-        # In the same folder, so that it can take the other's place in one step.
-        beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with beside.open("xb") as file:
-                file.write(data)
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            f"path can't be written ({error.strerror}); give a file in a folder that exists and that "
-            "you may write to",
-            os.fspath(path),
-        ) from error

@@ -1,19 +1,16 @@
-r"""What estimators on certified networks share: reading, fitting, predicting, storing."""
+r"""What estimators on certified networks share: reading, fitting, predicting."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -21,13 +18,10 @@ from torch import nn
 
 from sklip import networks
 from sklip.certified import CertifiedNetwork
-from sklip.certified.integrity import refuse_altered
-from sklip.certified.seals import opened, sealed
-from sklip.estimators import nested
-from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_pay
+from sklip.estimators.facts import digest_of, facts_of
 from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
-from sklip.estimators.pace import Pace
-from sklip.estimators.parameters import resolve_augmentation, resolve_dtype
+from sklip.estimators.parameters import resolve_dtype
+from sklip.estimators.storage import StoredEstimator
 from sklip.inputs import (
     as_labels,
     as_rows,
@@ -36,27 +30,21 @@ from sklip.inputs import (
     check_sample_weight,
     inferred_input_shape,
 )
-from sklip.layers import Center, polish_, to_torch
+from sklip.layers import polish_, to_torch
 from sklip.rows import as_numpy
-from sklip.training.callbacks import StopEarly, check_callbacks, check_heard
+from sklip.training.callbacks import check_heard, check_resumable
+from sklip.training.checkpoints import Checkpoint
 from sklip.training.columns import weighted_columns
-from sklip.training.data import Moments, Samples, TrainingData
-from sklip.training.devices import available_device, resolve_device
+from sklip.training.data import Samples, TrainingData
+from sklip.training.devices import resolve_device
 from sklip.training.net import LipschitzNet, Watcher
-from sklip.training.parallel import current_processes, fingerprint
+from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 
 __all__ = ["LipschitzEstimator", "proven_network"]
 
-# Parameters that a net is made with: it trains on only as long as they are the same.
-_OF_THE_NET = (
-    *("loss", "tau", "eps", "min_margin", "alpha", "batch_size", "solver", "learning_rate"),
-    *("learning_rate_schedule", "augmentation", "early_stopping", "n_iter_no_change"),
-    *("callbacks", "verbose"),
-)
 
-
-class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[misc]
+class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore[misc]
     """Base of estimators that train a network, prove it, and predict by what was proven.
 
     A subclass has the parameters of :class:`sklip.LipschitzClassifier`, with defaults of its own, and
@@ -64,15 +52,8 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
     :meth:`_criterion`, :meth:`_nonlinearity`, :meth:`_keep`.
     """
 
-    callbacks: Any
-    certified_network_: CertifiedNetwork
-    device_: str
     column_weights_: NDArray[np.float64]
     feature_std_: NDArray[np.float64]
-    history_: list[dict[str, Any]]
-    net_: LipschitzNet
-    _moments_: Moments
-    _settings_: dict[str, Any]
 
     # -- hooks -------------------------------------------------------------------------------
 
@@ -86,18 +67,6 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         goes_on: bool,
     ) -> tuple[NDArray[Any], NDArray[np.float64] | None, NDArray[Any] | None]:
         """Return targets for the criterion, weights, and the labels that codes stand for."""
-
-    @abstractmethod
-    def _n_outputs(self, classes: NDArray[Any] | None) -> int:
-        """Return the number of outputs of the network."""
-
-    @abstractmethod
-    def _criterion(self, classes: NDArray[Any] | None) -> nn.Module:
-        """Return the loss, which takes (outputs, targets, sample_weight or None)."""
-
-    @abstractmethod
-    def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return what makes predictions of outputs, for callbacks that score them in training."""
 
     @abstractmethod
     def _keep(self, data: TrainingData) -> None:
@@ -129,9 +98,12 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         data = self._read(X, y, sample_weight, classes, goes_on=goes_on)
         device = self.device_ if goes_on else resolve_device(self.device)
         processes = current_processes()
-        processes.check_agreement(lambda: self._facts(data))
+        processes.check_agreement(lambda: facts_of(self, data))
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         seed = processes.from_first(seed)
+        checkpoint = Checkpoint(None)
+        if not one_pass:
+            checkpoint = self._checkpoint(data, device, seed, goes_on=goes_on)
         draws, samples = seeded(seed), data.samples(device)
         # Images have no columns.
         moments = data.moments if len(data.input_shape) == 1 else None
@@ -144,7 +116,7 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         else:
             plan = self._plan(data, n_samples, self.hidden_layer_sizes)
             if self._may_weigh_columns(plan, pace, len(train)):
-                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed)
+                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed, checkpoint)
             module = self._build(plan, data, draws)
         settings = self._net_settings()
         if goes_on and one_pass and settings == self._settings_:
@@ -177,7 +149,7 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
             epoch_ends=lambda: tasks.epoch_ends(lambda: _fitted_attributes(model())),
         )
         try:
-            net.train(train, validation, max_epochs, watcher)
+            net.train(train, validation, max_epochs, watcher, checkpoint)
         except KeyboardInterrupt:
             # It ends a search, but whoever called fit at a keyboard has the model reached so far.
             with contextlib.suppress(Exception):
@@ -214,54 +186,6 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         # Last: with it the estimator is fitted.
         self.certified_network_ = certified
 
-    def _pace(self, n_samples: int | None, input_shape: tuple[int, ...]) -> Pace:
-        return Pace.resolve(
-            n_samples,
-            solver=self.solver,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            learning_rate=self.learning_rate,
-            is_table=len(input_shape) == 1,
-        )
-
-    def _may_weigh_columns(self, plan: networks.NetworkPlan, pace: Pace, n_samples: int) -> bool:
-        """Whether it is asked if columns are to have weights: of small tables, by a cross-entropy."""
-        return (
-            plan.architecture == "mlp"
-            and len(plan.input_shape) == 1
-            and len(plan.hidden_layer_sizes) > 0
-            and plan.input_shape[0] >= FEWEST_COLUMNS
-            and FEWEST_ROWS <= n_samples <= min(pace.batch_size, networks.SMALL_TABLE_ROWS)
-            and self.loss in ("tau_cross_entropy", "logit_annealing")
-        )
-
-    def _chosen_plan(
-        self,
-        plan: networks.NetworkPlan,
-        data: TrainingData,
-        samples: Samples,
-        moments: Moments | None,
-        device: str,
-        pace: Pace,
-        seed: int,
-    ) -> networks.NetworkPlan:
-        """Return the plan with or without weights of columns, whichever is better on held-out rows."""
-        assert moments is not None, "of tables"
-        pace = pace.hurried()
-
-        def train(column_weights: bool, some: Samples) -> nn.Module:
-            draws = seeded(seed)
-            module = self._build(replace(plan, column_weights=column_weights), data, draws)
-            net = self._make_net(
-                module, data.classes, moments, device, pace, seed, draws, watched=False
-            )
-            net.train(some, None, pace.max_epochs)
-            return module
-
-        pays = weights_pay(train, samples, self.tau, moments.weight, seed)
-        pays = current_processes().from_first(pays)
-        return replace(plan, column_weights=pays)
-
     def _read(
         self,
         X: ArrayLike,
@@ -296,176 +220,32 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         rows = check_castable(rows, dtype)
         return TrainingData(rows, targets, weight, labels, input_shape, dtype)
 
-    def _plan(
-        self, data: TrainingData, n_samples: int | None, hidden_layer_sizes: Any
-    ) -> networks.NetworkPlan:
-        return networks.NetworkPlan.resolve(
-            self.architecture,
-            check_input_shape(self.input_shape) or data.input_shape,
-            self._n_outputs(data.classes),
-            data.dtype,
-            n_samples=n_samples,
-            conv_channels=self.conv_channels,
-            hidden_layer_sizes=hidden_layer_sizes,
-        )
-
-    def _plan_going_on(self, data: TrainingData) -> networks.NetworkPlan:
-        """Return the plan of the fit before, unless a parameter now says otherwise."""
-        before, sizes = self._plan_, self.hidden_layer_sizes
-        # "auto" is by the number of rows, which may be another now.
-        kept = before.hidden_layer_sizes if isinstance(sizes, str) else sizes
-        plan = replace(self._plan(data, None, kept), column_weights=before.column_weights)
-        changed = plan.differences(before)
-        if changed:
+    def _checkpoint(self, data: TrainingData, device: str, seed: int, *, goes_on: bool) -> Checkpoint:
+        """Return where this very fit is stored, and what is there of it."""
+        if self.checkpoint_dir is None:
+            return Checkpoint(None)
+        if self.random_state is None:
             raise ValueError(
-                f"{', '.join(changed)} can't change while training goes on with the same network; set "
-                "the values of the first fit, or fit anew with warm_start=False."
+                "checkpoint_dir needs a random_state, got None: with another seed each time, a fit "
+                "that is started again would be another fit; set random_state=0, say."
             )
-        return plan
-
-    def _build(self, plan: networks.NetworkPlan, data: TrainingData, draws: seeded) -> nn.Module:
-        dtype = getattr(torch, data.dtype)
-        with draws:
-            network = plan.build().to(dtype=dtype)
-        first: nn.Module = network
-        while isinstance(first, nn.Sequential) and len(first):
-            first = first[0]
-        # One that somebody has filled is left as it is.
-        if isinstance(first, Center) and not first.center.any():
-            first.center.copy_(torch.from_numpy(data.moments.mean))
-        if callable(self.architecture):
-            self._check_network(network, plan, dtype)
-        return network
-
-    def _check_network(
-        self, network: nn.Module, plan: networks.NetworkPlan, dtype: torch.dtype
-    ) -> None:
-        """Refuse a user's network before hours of training, not after."""
-        # A hook is dropped by the export, so it must be refused before; and before any call.
-        for module in network.modules():
-            refuse_altered(module)
-        with torch.no_grad():
-            outputs = network.eval()(torch.zeros(2, *plan.input_shape, dtype=dtype))
-        if tuple(outputs.shape) != (2, plan.n_outputs):
-            raise ValueError(
-                f"architecture must return a network with {plan.n_outputs} outputs for rows of shape "
-                f"{plan.input_shape}, got outputs of shape {tuple(outputs.shape[1:])}."
-            )
-        CertifiedNetwork.prove(to_torch(network), plan.input_shape, plan.dtype)
-
-    def _facts(self, data: TrainingData) -> dict[str, str]:
-        """Return what has to be the same in all processes that train together."""
-        told = {
-            name: repr(value)
-            for name, value in self.get_params(deep=False).items()
-            if name not in ("callbacks", "device", "random_state", "verbose")
-            # The repr of anything else may name where it lies in memory.
-            and isinstance(value, str | int | float | tuple | list | dict | np.ndarray | None)
+        callbacks = self._callbacks()
+        check_resumable(callbacks)
+        facts = {
+            **facts_of(self, data),
+            "weights so far": digest_of(self.net_.module_.state_dict()) if goes_on else "none",
+            "callbacks": digest_of(callbacks),
+            "device": torch.device(device).type,
+            "seed": str(seed),
         }
-        weight, classes = data.sample_weight, data.classes
-        return told | {
-            "X": fingerprint(data.rows),
-            "y": f"{fingerprint(data.targets)} {None if classes is None else classes.tolist()}",
-            "sample_weight": fingerprint(weight),
-            "the number of epochs so far": str(getattr(self, "n_iter_", 0)),
-        }
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to add those of the loss, if it has any, and of callbacks, as skorch names them:
-            ``loss__tau``, ``callbacks__name``, ``callbacks__name__parameter``.
-
-        Returns
-        -------
-        params : dict
-        """
-        params: dict[str, Any] = super().get_params(deep=deep)
-        return {**params, **nested.nested_params(self.callbacks)} if deep else params
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of the loss and of callbacks: see :meth:`get_params`.
-
-        A callback that is replaced by None stays out of training.
-
-        Parameters
-        ----------
-        **params : dict
-
-        Returns
-        -------
-        self : estimator
-        """
-        prefix = "callbacks__"
-        loss = params.get("loss", self.loss)
-        for name in params:
-            if name.startswith("loss__") and not hasattr(loss, "set_params"):
-                raise ValueError(
-                    f"{name} needs a loss that has parameters, a module of sklip.losses, got "
-                    f"loss={loss!r}; what is named by a string takes tau, eps, min_margin and alpha of "
-                    "the estimator."
-                )
-        super().set_params(**{k: v for k, v in params.items() if not k.startswith(prefix)})
-        inner = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-        if inner:
-            self.callbacks = nested.with_params_set(self.callbacks, inner, self)
-        return self
-
-    def _net_settings(self) -> dict[str, Any]:
-        """Return the parameters of the net; what is inside of one may be set without replacing it."""
-        return {
-            name: value
-            for name, value in self.get_params().items()
-            if name.partition("__")[0] in _OF_THE_NET
-        }
-
-    def _make_net(
-        self,
-        module: nn.Module,
-        classes: NDArray[Any] | None,
-        moments: Moments | None,
-        device: str,
-        pace: Pace,
-        seed: int,
-        draws: seeded,
-        *,
-        watched: bool = True,
-    ) -> LipschitzNet:
-        """Return a net that is ready to train.
-
-        `moments` are those of a table, None for images; a net that is not `watched` reports nothing and
-        has no callbacks.
-        """
-        net = LipschitzNet(
-            module,
-            self._criterion(classes),
-            schedule=self.learning_rate_schedule,
-            augmentation=resolve_augmentation(self.augmentation, moments is None),
-            shuffle_seed=seed,
-            draws=draws,
-            report=watched and bool(self.verbose),
-            solver=pace.solver,
-            lr=pace.learning_rate,
-            batch_size=pace.batch_size,
-            column_scales=_column_scales(moments, device),
-            train_split=None,
-            classes=None if classes is None else np.arange(len(classes)),
-            predict_nonlinearity=self._nonlinearity(),
-            callbacks=self._callbacks() if watched else [],
-            device=device,
-            verbose=int(self.verbose) if watched else 0,
-        )
-        net.initialize()
-        return net
-
-    def _callbacks(self) -> list[tuple[str, Any]]:
-        callbacks = check_callbacks(nested.named_callbacks(copy.deepcopy(self.callbacks)))
-        if self.early_stopping:
-            callbacks.append(("early_stopping", StopEarly(self.n_iter_no_change)))
-        return callbacks
+        folder = Path(self.checkpoint_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"checkpoint_dir must be a folder ({error.strerror})", str(folder)
+            ) from error
+        return Checkpoint(folder / f"fit-{digest_of(facts)}.pt")
 
     def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
         if not self.early_stopping:
@@ -509,69 +289,6 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         """
         check_is_fitted(self)
         return copy.deepcopy(self.certified_network_.network)
-
-    # -- storage -----------------------------------------------------------------------------
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "certified_network_")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Networks are stored as NumPy arrays: they load on a machine without the same device.
-
-        All that was fitted is plain values and arrays, under a seal (:mod:`sklip.certified.seals`).
-        """
-        state = dict(super().__getstate__())
-        if self.__sklearn_is_fitted__():
-            self.certified_network_.check_unchanged()
-            state["certified_network_"] = self.certified_network_.to_state()
-            state["net_"] = {
-                name: value.cpu().numpy().copy()
-                for name, value in self.net_.module_.state_dict().items()
-            }
-            state["_plan_"] = {
-                field.name: getattr(self._plan_, field.name) for field in fields(self._plan_)
-            }
-            if "_moments_" in state:
-                state["_moments_"] = asdict(self._moments_)
-            # Known from the parameters.
-            del state["_settings_"], state["lipschitz_bound_"]
-        return sealed(state)
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Build the networks, and prove the one that predicts anew.
-
-        Raises
-        ------
-        ValueError
-            For a state of another format, and for one that is not what was stored.
-        """
-        state = opened(state, type(self).__name__)
-        super().__setstate__(dict(state))
-        if "certified_network_" not in state:
-            return
-        self._plan_ = networks.NetworkPlan(**state["_plan_"])
-        if "_moments_" in state:
-            self._moments_ = Moments(**state["_moments_"])
-        self.device_ = available_device(self.device_)
-        self.certified_network_ = CertifiedNetwork.from_state(state["certified_network_"])
-        self.certified_network_.to(self.device_)
-        self.lipschitz_bound_ = self.certified_network_.lipschitz_bound
-        with seeded(0):
-            module = self._plan_.build()
-        values = {name: torch.from_numpy(np.array(array)) for name, array in state["net_"].items()}
-        module.load_state_dict(values, assign=True)
-        classes, moments = getattr(self, "classes_", None), getattr(self, "_moments_", None)
-        pace = replace(self._pace(None, self.input_shape_), solver=self.solver_)
-        self.net_ = self._make_net(module, classes, moments, self.device_, pace, 0, seeded(0))
-        self.net_.restore_history(self.history_)
-        self._settings_ = self._net_settings()
-
-
-def _column_scales(moments: Moments | None, device: str) -> torch.Tensor | None:
-    """Return what a net weakens columns by: see sklip.training.columns."""
-    if moments is None:
-        return None
-    return torch.from_numpy(moments.deviations / math.sqrt(moments.weight)).to(device)
 
 
 def _column_weights(net: LipschitzNet, n_columns: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-r"""LipschitzClassifier: its parameters, its targets, and what it predicts."""
+r"""LipschitzClassifier: its parameters and its targets."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import nn
 
-from sklip.certified.decisions import with_winners
-from sklip.certified.radii import predicted_codes
-from sklip.estimators.base import LipschitzEstimator, proven_network
 from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
+from sklip.estimators.predictions import PredictingEstimator, probabilities_of
 from sklip.inputs import encode_labels
-from sklip.metrics import certified_accuracy_score
 from sklip.training.data import TrainingData
 
 __all__ = ["LipschitzClassifier"]
 
 
-class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[misc]
+class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore[misc]
     r"""Neural-network classifier whose every prediction comes with a certified radius.
 
     For each row x, :meth:`certificates_` gives an r such that no x' with
@@ -107,6 +104,14 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
     warm_start : bool, default=False
         Whether ``fit`` goes on from the weights of the fit before. The network must be the same:
         changed widths, say, are an error.
+    checkpoint_dir : str or path-like, default=None
+        Folder in which ``fit`` stores what it has reached, every few seconds, at the end of an epoch. A
+        fit that was interrupted or killed and is made again, in whatever process, goes on from there,
+        and gives the model that it would have given, bit for bit on one machine with as many threads;
+        one that had finished returns its model at once. Each fit has a file of its own, named by a
+        digest of parameters, X, y, weights and seed, so that the fits of a search may share a folder;
+        with anything changed, a fit starts anew. Needs a `random_state`. ``partial_fit`` stores
+        nothing. See the notes.
     device : str or torch.device, default="auto"
         Where to compute; "auto" takes the first CUDA device, else the CPU.
     dtype : {"auto", "float32", "float64"}, default="auto"
@@ -178,6 +183,14 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
     The optimiser's moments are not stored by pickle or copy: ``partial_fit`` on a loaded model
     starts them anew.
 
+    Files in `checkpoint_dir` stay until you delete the folder; reading them runs no code. One that is
+    damaged, or was written by another version of sklip or torch, is an error, never a model.
+    Functions, losses and callbacks of your own count as changed where their source or their attributes
+    are; what else they read (a global variable, say, or a generator that is not handed to them) is
+    neither seen nor stored. Callbacks are sklip's and skorch's
+    EarlyStopping, EpochScoring, BatchScoring, PassthroughScoring, LRScheduler, GradientNormClipping
+    and PrintLog, and such as have ``state_dict`` and ``load_state_dict``; others are refused.
+
     References
     ----------
     Serrurier et al. (2021), Achieving robustness in classification using optimal transport with hinge
@@ -223,6 +236,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         n_iter_no_change: int = 10,
         class_weight: Any = None,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
         device: Any = "auto",
         dtype: str = "auto",
         callbacks: Any = None,
@@ -249,6 +263,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         self.n_iter_no_change = n_iter_no_change
         self.class_weight = class_weight
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.dtype = dtype
         self.callbacks = callbacks
@@ -279,7 +294,7 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
             then.
         KeyboardInterrupt
             If the user interrupts, so that a search or a script around it ends as well. The model
-            reached so far is kept, proven, and can be used.
+            reached so far is kept, proven, and can be used; with `checkpoint_dir` another call goes on.
         """
         self._validate_params()
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
@@ -330,166 +345,6 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
             raise ValueError("classes must be passed on the first call to partial_fit.")
         return self._train(X, y, sample_weight, classes, goes_on=goes_on, one_pass=True)
 
-    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the logits, of which the largest is the class that :meth:`predict` gives.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
-            For two classes one logit, positive for ``classes_[1]``.
-        """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        return logits[:, 0] if logits.shape[1] == 1 else logits
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of each row: that of the exact function of the stored weights.
-
-        Only where two classes are closer than float64 can tell it may be the other; the certified
-        radius is 0 there. Networks in float32 decide in float32 where that is proven to give the same.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        """
-        rows = self.network_rows(X)
-        labels: NDArray[Any] = self.classes_[self.certified_network_.predict(rows)]
-        return labels
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the softmax of `tau_` times the logits (the sigmoid for two classes).
-
-        The largest is that of the class that :meth:`predict` gives.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_samples, n_classes)
-        """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        probabilities = _probabilities(torch.from_numpy(logits), self.tau_)
-        return with_winners(probabilities.numpy(), predicted_codes(logits))
-
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the logarithms of :meth:`predict_proba`, exact where that is 0 or 1 by rounding.
-
-        The largest is that of the class that :meth:`predict` gives.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        log_probabilities : ndarray of shape (n_samples, n_classes)
-        """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        logarithms = _log_probabilities(torch.from_numpy(logits), self.tau_)
-        return with_winners(logarithms.numpy(), predicted_codes(logits))
-
-    def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
-        r"""Return for each row a radius inside which the predicted class can't change.
-
-        Neither the class that ``predict`` computes for any representable x' in the ball, nor that of
-        the exact function of the stored weights.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        radii : ndarray of shape (n_samples,)
-            L2, in the units of X; 0 where nothing can be said.
-
-        Raises
-        ------
-        RuntimeError
-            If layers or weights of `certified_network_` were changed after ``fit``.
-
-        See Also
-        --------
-        predict_with_radii : The labels as well, for the same time.
-        sklip.certified.certified_radii : The formula.
-        rounding_loss : What rounding takes of it.
-        """
-        return self.predict_with_radii(X)[1]
-
-    def predict_with_radii(self, X: ArrayLike) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Return the labels of :meth:`predict` and the radii of :meth:`certificates_`, in one pass.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-        radii : ndarray of shape (n_samples,)
-            L2, in the units of X; 0 where nothing can be said.
-        """
-        network = proven_network(self)
-        codes, radii = network.predict_with_radii(self.network_rows(X))
-        return self.classes_[codes], radii
-
-    def rounding_loss(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the share of each radius that rounding takes away: at most about 1 %.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-
-        Returns
-        -------
-        losses : ndarray of shape (n_samples,)
-            Between 0 and 1; 0 where the radius is 0 with or without the charge.
-        """
-        network = proven_network(self)
-        return network.rounding_loss(self.network_rows(X))
-
-    def certified_score(
-        self, X: ArrayLike, y: ArrayLike, eps: float, sample_weight: ArrayLike | None = None
-    ) -> float:
-        """Return the share of rows predicted right with a radius above `eps`.
-
-        Parameters
-        ----------
-        X : array-like
-            As for :meth:`fit`.
-        y : array-like of shape (n_samples,)
-            True labels.
-        eps : float
-            Perturbation budget: L2, in the units of X, at least 0.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Sample weights.
-
-        Returns
-        -------
-        score : float
-        """
-        labels, radii = self.predict_with_radii(X)
-        return certified_accuracy_score(y, labels, radii, eps=eps, sample_weight=sample_weight)
-
     def _read_targets(
         self,
         y: NDArray[Any],
@@ -532,28 +387,9 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         )
 
     def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        return functools.partial(_probabilities, tau=float(self.tau))
+        return functools.partial(probabilities_of, tau=float(self.tau))
 
     def _keep(self, data: TrainingData) -> None:
         assert data.classes is not None
         self.classes_: NDArray[Any] = data.classes
         self.tau_ = float(self.tau)
-
-
-def _probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
-    """Return the softmax of tau times logits, or both sigmoids of a single one."""
-    if logits.shape[1] == 1:
-        return torch.sigmoid(tau * torch.cat((-logits, logits), dim=1))
-    # Less the largest before tau is multiplied in, which may overflow.
-    return torch.softmax(tau * (logits - logits.max(dim=1, keepdim=True).values), dim=1)
-
-
-def _log_probabilities(logits: torch.Tensor, tau: float) -> torch.Tensor:
-    """Return the logarithms of what `_probabilities` returns, to their last digits."""
-    if logits.shape[1] == 1:
-        return nn.functional.logsigmoid(tau * torch.cat((-logits, logits), dim=1))
-    largest, winners = logits.max(dim=1, keepdim=True)
-    scores = tau * (logits - largest)
-    # Of a class that is nearly certain, what the others leave it is small, and no difference to 1.
-    others = scores.exp().scatter(1, winners, 0.0)
-    return scores - torch.log1p(others.sum(dim=1, keepdim=True))

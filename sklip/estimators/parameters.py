@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -47,6 +48,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_iter_no_change": [_AT_LEAST_ONE],
     "class_weight": [StrOptions({"balanced"}), dict, None],
     "warm_start": ["boolean"],
+    "checkpoint_dir": [str, os.PathLike, None],
     "device": [str, torch.device],
     "dtype": [StrOptions({"auto", "float32", "float64"})],
     "callbacks": [list, tuple, None],

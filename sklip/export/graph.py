@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sklip.certified.files import write_whole
+from sklip.files import write_whole
 
 __all__ = ["Graph"]
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler, PassthroughScoring
+from skorch.callbacks import (
+    BatchScoring,
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+    PassthroughScoring,
+    PrintLog,
+)
 from skorch.callbacks.scoring import ScoringBase
 from tqdm import tqdm
 
-__all__ = ["EpochReport", "StopEarly", "check_callbacks", "check_heard"]
+__all__ = [
+    *("EpochReport", "StopEarly", "check_callbacks", "check_heard", "check_resumable"),
+    *("restore_callback", "state_of_callback"),
+]
 
 
 class EpochReport(Callback):  # type: ignore[misc]
@@ -99,3 +111,57 @@ def check_heard(callbacks: Sequence[tuple[str, Callback]], *, one_cycle: bool, h
                 f"{name} in callbacks needs rows that are held out; set early_stopping=True, which "
                 f"holds out validation_fraction of them, or {remedy}."
             )
+
+
+_OF_STOPPING = ("misses_", "dynamic_threshold_", "best_epoch_", "best_model_weights_")
+# What callbacks of these very types remember from one epoch to the next. No other is taken for one that
+# remembers nothing.
+_REMEMBERED: dict[type, tuple[str, ...]] = {
+    BatchScoring: ("best_score_",),
+    EarlyStopping: _OF_STOPPING,
+    EpochReport: (),
+    EpochScoring: ("best_score_",),
+    GradientNormClipping: (),
+    LRScheduler: ("batch_idx_", "lr_scheduler_"),
+    PassthroughScoring: ("best_score_",),
+    PrintLog: (),
+    StopEarly: _OF_STOPPING,
+}
+
+
+def check_resumable(callbacks: Sequence[tuple[str, Callback]]) -> None:
+    """Raise a TypeError for a callback of which it isn't known what it remembers."""
+    for name, callback in callbacks:
+        own = hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict")
+        if type(callback) not in _REMEMBERED and not own:
+            raise TypeError(
+                f"{name} in callbacks can't be stored by checkpoint_dir, since it isn't known what a "
+                f"{type(callback).__name__} remembers from one epoch to the next; give it state_dict() "
+                "and load_state_dict(state), of tensors, numbers and words ({} if nothing), or set "
+                "checkpoint_dir=None."
+            )
+
+
+def state_of_callback(callback: Callback) -> dict[str, Any]:
+    """Return what a callback remembers, for :func:`restore_callback`."""
+    names = _REMEMBERED.get(type(callback))
+    if names is None:
+        return dict(callback.state_dict())
+    values = {name: getattr(callback, name) for name in names}
+    return {
+        name: value.state_dict() if hasattr(value, "state_dict") else value
+        for name, value in values.items()
+    }
+
+
+def restore_callback(callback: Callback, state: Mapping[str, Any]) -> None:
+    """Have a callback, to which training has begun, remember what another one did."""
+    if type(callback) not in _REMEMBERED:
+        callback.load_state_dict(dict(state))
+        return
+    for name, value in state.items():
+        inner = getattr(callback, name)
+        if hasattr(inner, "load_state_dict"):
+            inner.load_state_dict(value)
+        else:
+            setattr(callback, name, value)

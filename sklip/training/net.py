@@ -25,7 +25,13 @@ from tqdm import tqdm
 
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import normalized_margins
-from sklip.training.callbacks import EpochReport, StopEarly
+from sklip.training.callbacks import (
+    EpochReport,
+    StopEarly,
+    restore_callback,
+    state_of_callback,
+)
+from sklip.training.checkpoints import Checkpoint, restore_optimizer_
 from sklip.training.columns import penalize_, weighted_columns
 from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
@@ -144,14 +150,19 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         validation: Samples | None,
         epochs: int,
         watcher: Watcher | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> LipschitzNet:
         """Train for at most `epochs` passes over `data`; an error leaves the weights as they were.
+
+        A training that `checkpoint` holds goes on from there: see Note [Bit for bit] of
+        sklip.training.checkpoints.
 
         An interrupt by the user is raised once the callbacks have been told that training ends; the
         weights are those reached so far. See Note [Two interrupts] of sklip.training.interrupts.
         """
         self.planned_epochs = len(self.history) + epochs
         self._validation, self._watcher = validation, watcher
+        self._checkpoint = Checkpoint(None) if checkpoint is None else checkpoint
         processes = current_processes()
         processes.check_network(self.module_)
         processes.align_(self.module_.state_dict().values())
@@ -166,18 +177,23 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         if recorder is not None and isinstance(optimizer, StiefelMuon):
             self._take_step = GraphedStep(self._gradients, optimizer, recorder)
         self._step_schedule = self._make_schedule(n_steps, as_tensors=recorder is not None)
-        self._stopped_by_callback = False
+        self._stopped_by_callback = self._stopped_by_watcher = False
         self._may_draw = self._draws_numbers()
         keep_freed_memory()
         before = copy.deepcopy(self.module_.state_dict())
         interrupt: KeyboardInterrupt | None = None
         try:
             self.notify("on_train_begin", X=data, y=None)
+            epochs -= self._epochs_taken_up(epochs, len(data))
             try:
                 self.fit_loop(data, epochs=epochs)
             except KeyboardInterrupt as error:
                 self._finish_turn()
                 interrupt = None if self._stopped_by_callback else error
+            if epochs and interrupt is None:
+                # One that was told to end from outside may be told to go on.
+                ended = not self._stopped_by_watcher
+                self._checkpoint.keep("training", lambda: self._reached(ended=ended))
             with contextlib.nullcontext() if interrupt is None else contextlib.suppress(Exception):
                 self.notify("on_train_end", X=data, y=None)
         except Exception as error:
@@ -191,7 +207,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
                 ) from error
             raise
         finally:
-            del self._validation, self._watcher, self._processes
+            del self._validation, self._watcher, self._processes, self._checkpoint
             del self._step_schedule, self._take_step, self._column_weights
             # A fitted model is to hold no more than its weights and the optimiser's state.
             self.optimizer_.zero_grad(set_to_none=True)
@@ -245,6 +261,49 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             for name, value in row.items():
                 self.history.record(name, value)
 
+    def _reached(self, *, ended: bool) -> dict[str, Any]:
+        """Return all that the rest of a training depends on, at the end of an epoch."""
+        return {
+            "ended": ended,
+            "module": self.module_.state_dict(),
+            "criterion": self.criterion_.state_dict(),
+            "optimizer": self.optimizer_.state_dict(),
+            "order": self._generator.get_state(),
+            "draws": self.draws.state(),
+            # What remembers nothing, as the report does, may be there in one run and not in another.
+            "callbacks": {
+                name: state for name, each in self.callbacks_ if (state := state_of_callback(each))
+            },
+            "history": self.epoch_rows(),
+        }
+
+    def _epochs_taken_up(self, epochs: int, n_samples: int) -> int:
+        """Take up what the checkpoint holds of this training; return how many of `epochs` that are."""
+        kept = self._checkpoint.kept.pop("training", None)
+        if kept is None:
+            return 0
+        try:
+            self.module_.load_state_dict(kept["module"])
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint {str(self._checkpoint.path)!r} is of another network; delete it to "
+                "start this fit anew."
+            ) from error
+        self.criterion_.load_state_dict(kept["criterion"])
+        self._generator.set_state(kept["order"])
+        self.draws.restore(kept["draws"], self.device)
+        callbacks = dict(self.callbacks_)
+        for name, state in kept["callbacks"].items():
+            restore_callback(callbacks[name], state)
+        self.restore_history(kept["history"])
+        n_taken = len(self.history)
+        if isinstance(self._step_schedule, OneCycle):
+            self._step_schedule.go_to(n_taken * -(-n_samples // self.batch_size))
+        restore_optimizer_(self.optimizer_, kept["optimizer"])
+        if self.report:
+            tqdm.write(f"epoch {n_taken}/{self.planned_epochs}  from {self._checkpoint.path}")
+        return epochs if kept["ended"] else n_taken
+
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks and the watcher, and remember if one of them ended training."""
         try:
@@ -252,8 +311,11 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             watcher = self._watcher
             if method_name == "on_epoch_begin" and watcher is not None:
                 watcher.epoch_begins()
-            if method_name == "on_epoch_end" and watcher is not None and watcher.epoch_ends():
-                raise KeyboardInterrupt
+            if method_name == "on_epoch_end":
+                self._stopped_by_watcher = watcher is not None and watcher.epoch_ends()
+                if self._stopped_by_watcher:
+                    raise KeyboardInterrupt
+                self._checkpoint.keep_if_due("training", lambda: self._reached(ended=False))
         except KeyboardInterrupt as interrupt:
             self._stopped_by_callback = is_raised_by_statement(interrupt)
             raise

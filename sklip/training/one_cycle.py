@@ -36,12 +36,15 @@ class OneCycle:
 
     def __init__(self, optimizer: torch.optim.Optimizer, peaks: Sequence[float], n_steps: int) -> None:
         self._optimizer, self._peaks, self._n_steps = optimizer, peaks, n_steps
-        self._taken = 0
-        self._set()
+        self.go_to(0)
 
     def __call__(self) -> None:
         """Set the rates of the next step."""
-        self._taken += 1
+        self.go_to(self._taken + 1)
+
+    def go_to(self, n_taken: int) -> None:
+        """Set the rates of the step that comes after so many."""
+        self._taken = n_taken
         if self._taken < self._n_steps:
             self._set()
 

@@ -6,7 +6,7 @@ torch's default generators belong to the whole process. To seed them and put the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ class seeded(TorchFunctionMode):  # noqa: N801
         super().__init__()
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return where the generators stand, by the kind of their device."""
+        return {device.type: each.get_state() for device, each in self._generators.items()}
+
+    def restore(self, state: Mapping[str, Tensor], device: Any) -> None:
+        """Set the generators, of the CPU and of `device`, to where those of a :meth:`state` stood."""
+        for kind, value in state.items():
+            self._generator("cpu" if kind == "cpu" else device).set_state(value)
 
     def _generator(self, device: Any) -> torch.Generator:
         device = torch.device("cpu" if device is None else device)
