@@ -175,7 +175,7 @@ def walk(
     for (bound, before), length in zip(known, lengths, strict=True):
         own = bound.error_in(arithmetic)
         reached = Affine(length) + error_at_x + error_at_neighbour + Affine(0.0, before.bound)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             room = (longest_row(own, arithmetic) - reached.offset) / reached.slope
         longest = np.minimum(longest, np.where(np.isnan(room), 0.0, room))
         error_at_neighbour = bound.carry(error_at_neighbour, reached, own)
