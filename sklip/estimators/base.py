@@ -110,6 +110,9 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
 
+    # Whatever the caller's code around it has switched off.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _train(
         self,
         X: ArrayLike,
@@ -543,6 +546,7 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
             del state["_settings_"], state["lipschitz_bound_"]
         return sealed(state)
 
+    @torch.inference_mode(False)  # tensors made in it could never be trained
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Build the networks, and prove the one that predicts anew.
 

@@ -168,7 +168,9 @@ class Landscape:
         return margins, slopes * self._neighbours.movable[rows][:, None]
 
 
-# Where numbers are too large, no way is found.
+# Where numbers are too large, no way is found. Gradients may be switched off around.
+@torch.inference_mode(False)
+@torch.enable_grad()
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")
 def nearest_changes(
     landscape: Landscape, rows: NDArray[np.intp], n_columns: int, goals: NDArray[np.intp]
