@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_array
 
 from sklip.rows import as_numpy, row_pieces
@@ -23,6 +24,7 @@ __all__ = [
     "check_castable",
     "check_input_shape",
     "check_sample_weight",
+    "class_weighted",
     "encode_labels",
     "inferred_input_shape",
 ]
@@ -113,23 +115,22 @@ def as_labels(y: Any) -> Any:
     if np.ma.is_masked(y):
         raise ValueError("Input y has masked values, which would count; leave these rows out.")
     dtype = getattr(y, "dtype", None)
-    # pandas has types of its own, in which anything may be missing.
+    # pandas has types of its own, in which anything may be missing, and so may it be in times.
     of_pandas = dtype is not None and not isinstance(dtype, np.dtype) and np.ndim(y) == 1
-    if not isinstance(y, list | tuple) and dtype != np.dtype(object) and not of_pandas:
+    may_miss = of_pandas or dtype == np.dtype(object) or getattr(dtype, "kind", None) in ("m", "M")
+    if not isinstance(y, list | tuple) and not may_miss:
         return y
     values = list(y)
     kinds = {type(value) for value in values}
     if any(_is_missing(value) for value in values):
         raise ValueError("Input y contains NaN or None, which is no label; leave these rows out.")
-    if of_pandas:
-        return y
     words = {kind for kind in kinds if issubclass(kind, str)}
     if words and kinds != words:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(
             f"y must have labels of one kind, got {names}; pass [str(label) for label in y], say."
         )
-    if not isinstance(y, list | tuple) and kinds and all(issubclass(kind, Number) for kind in kinds):
+    if dtype == np.dtype(object) and kinds and all(issubclass(kind, Number) for kind in kinds):
         raise ValueError(
             "Unknown label type: y has numbers of type object, which scikit-learn's metrics do not "
             "take; pass np.asarray(y.tolist())."
@@ -141,7 +142,9 @@ def _is_missing(value: Any) -> bool:
     # pandas' NA answers no question about itself.
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+    # Not a number, or not a time.
+    may_miss = isinstance(value, float | np.floating | np.datetime64 | np.timedelta64)
+    return may_miss and bool(value != value)
 
 
 def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -194,15 +197,49 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDAr
     """Return weights as floats, checked to be one a sample, at least 0 and not all 0."""
     if sample_weight is None:
         return None
-    weight: NDArray[np.float64] = check_array(
-        as_numpy(sample_weight), dtype=np.float64, ensure_2d=False, input_name="sample_weight"
-    )
+    try:
+        with np.errstate(over="ignore"):
+            weight: NDArray[np.float64] = check_array(
+                as_numpy(sample_weight), dtype=np.float64, ensure_2d=False, input_name="sample_weight"
+            )
+    except OverflowError as error:
+        raise ValueError("sample_weight has an integer that is too large for float64.") from error
     if weight.ndim != 1:
         raise ValueError(f"sample_weight must be 1D, got shape {weight.shape}.")
     if weight.shape != (n_samples,):
         raise ValueError(f"sample_weight.shape == {weight.shape}, expected {(n_samples,)}!")
+    return _check_weight("sample_weight", weight)
+
+
+def class_weighted(
+    class_weight: Any,
+    classes: NDArray[Any],
+    labels: NDArray[Any],
+    codes: NDArray[np.intp],
+    sample_weight: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Return weights of samples times those of their classes, which are checked in the same way."""
+    with np.errstate(divide="ignore"):  # where a class has no weight at all
+        per_class = compute_class_weight(
+            class_weight, classes=classes, y=labels, sample_weight=sample_weight
+        )
+    weight: NDArray[np.float64] = per_class[codes]
+    if sample_weight is not None:
+        counts = sample_weight > 0
+        weight = np.multiply(weight, sample_weight, out=np.zeros(len(codes)), where=counts)
+    return _check_weight("class_weight", weight)
+
+
+def _check_weight(name: str, weight: NDArray[np.float64]) -> NDArray[np.float64]:
     if (weight < 0).any():
-        raise ValueError("Negative values in data passed to `sample_weight`.")
+        raise ValueError(f"Negative values in data passed to `{name}`.")
     if not weight.any():
-        raise ValueError("sample_weight must contain at least one non-zero value.")
+        raise ValueError(f"{name} must contain at least one non-zero value.")
+    with np.errstate(over="ignore"):
+        total = weight.sum()
+    if not np.isfinite(total):
+        raise ValueError(
+            f"{name} must be finite numbers whose sum over all samples is finite, got {total}; divide "
+            "large ones by their maximum."
+        )
     return weight

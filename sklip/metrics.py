@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 
 from sklip.inputs import check_sample_weight
 from sklip.losses import reductions as losses
+from sklip.rows import as_numpy
 
 __all__ = [
     "average_certified_radius_score",
@@ -25,9 +26,18 @@ __all__ = [
 
 def check_eps(eps: float) -> float:
     """Return `eps` as a float if it is a perturbation budget: finite and at least 0."""
-    if not (isinstance(eps, Real) and 0 <= eps < math.inf):
+    budget = as_float(eps)
+    if not 0 <= budget < math.inf:
         raise ValueError(f"eps must be a finite number of at least 0, got {eps!r}.")
-    return float(eps)
+    return budget
+
+
+def as_float(value: Any) -> float:
+    """Return a number as a float, infinite if it is too large for one; NaN for what is no number."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _check_radii(radii: ArrayLike) -> NDArray[np.float64]:
@@ -229,7 +239,7 @@ def _normalized_margins(
 
 def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:
     check_consistent_length(y_true, y_pred, radii)
-    true, predicted = column_or_1d(y_true), column_or_1d(y_pred)
+    true, predicted = column_or_1d(as_numpy(y_true)), column_or_1d(as_numpy(y_pred))
     if true.dtype.kind != predicted.dtype.kind:
         unique_labels(true, predicted)  # an error for words beside numbers, of which none are equal
     right: NDArray[np.bool_] = true == predicted

@@ -35,17 +35,30 @@ def is_mapped(rows: NDArray[Any]) -> bool:
 
 
 def as_numpy(values: Any) -> Any:
-    """Return a torch tensor, or a list of images, as a NumPy array; anything else as it is."""
+    """Return torch tensors, or a list of images, as NumPy arrays; anything else as it is."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        if values.is_floating_point() and values.dtype not in _FLOATS_OF_NUMPY:
-            values = values.float()  # holds every bfloat16, and every number of 8 bits, exactly
-        return values.numpy()
+        return _of_tensor(values)
     if _is_pillow_image(values):
         raise ValueError("Expected a list of images, got one image instead; pass [image].")
     if isinstance(values, list | tuple) and len(values) and _is_image(values[0]):
         return _stacked(values)
+    if isinstance(values, list | tuple) and len(values) and isinstance(values[0], torch.Tensor):
+        return [as_numpy(value) for value in values]
     return values
+
+
+def _of_tensor(tensor: Tensor) -> NDArray[Any]:
+    try:
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS_OF_NUMPY:
+            tensor = tensor.float()  # holds every bfloat16, and every number of 8 bits, exactly
+        array: NDArray[Any] = tensor.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"a tensor must be dense and hold its values to be read, got one that is not ({error}); "
+            "pass X.to_dense(), say."
+        ) from error
+    return array
 
 
 def _is_pillow_image(value: Any) -> bool:

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.metadata_routing import UNUSED
 
 from sklip.certification import predict_with_radii
-from sklip.metrics import average_certified_radius_score, certified_accuracy_score, check_eps
+from sklip.metrics import as_float, average_certified_radius_score, certified_accuracy_score, check_eps
 from sklip.preprocessing.changes import Changes
 from sklip.training.net import LipschitzNet
 
@@ -224,8 +224,15 @@ def _check_scale(scale: Any, *, check_numbers: bool) -> None:
             f"{scale!r}."
         )
     for number in numbers if check_numbers else ():
-        if not (isinstance(number, Real) and 0 < float(number) < np.inf):
+        if not 0 < as_float(number) < np.inf:
             raise ValueError(f"scale must hold positive and finite numbers, got {number!r}.")
+
+
+def check_accuracy_loss(accuracy_loss: float) -> float:
+    """Return `accuracy_loss` if it is a share of at least 0 and below 1."""
+    if not (isinstance(accuracy_loss, Real) and 0 <= accuracy_loss < 1):
+        raise ValueError(f"accuracy_loss must be in [0, 1), got {accuracy_loss!r}.")
+    return float(accuracy_loss)
 
 
 class most_robust(BaseEstimator):  # type: ignore[misc]  # noqa: N801
@@ -282,15 +289,14 @@ class most_robust(BaseEstimator):  # type: ignore[misc]  # noqa: N801
 
     def __call__(self, cv_results: Mapping[str, Any]) -> int:
         """Return the index of the chosen candidate."""
-        if not 0 <= self.accuracy_loss < 1:
-            raise ValueError(f"accuracy_loss must be in [0, 1), got {self.accuracy_loss!r}.")
+        accuracy_loss = check_accuracy_loss(self.accuracy_loss)
         robustness, accuracy = (
             _mean_test_score(cv_results, name) for name in (self.robustness, self.accuracy)
         )
         if np.isnan(accuracy).all():
             raise ValueError(_all_nan(self.accuracy))
         # The comparison allows for the rounding of means over folds.
-        enough = accuracy >= np.nanmax(accuracy) - self.accuracy_loss - 1e-12
+        enough = accuracy >= np.nanmax(accuracy) - accuracy_loss - 1e-12
         candidates = np.flatnonzero(enough & ~np.isnan(robustness))
         if len(candidates) == 0:
             raise ValueError(_all_nan(self.robustness))

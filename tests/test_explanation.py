@@ -297,3 +297,33 @@ def test_what_cannot_be_asked_is_refused(iris, few_digits):
         counterfactual(fitted, X[:0])
     with pytest.raises(ValueError, match="fixed_columns must be"):
         counterfactual(fitted, X, fixed_columns=[9])
+    behind_a_step = scaled(max_epochs=1).fit(X, y)
+    for columns in ([0], [0, 1, 2, 3, 0]):
+        for function in (certificates, counterfactual):
+            with pytest.raises(ValueError, match="features"):
+                function(behind_a_step, X[:, columns])
+    for function in (certificates, counterfactual):
+        with pytest.raises(ValueError, match="Complex data not supported"):
+            function(behind_a_step, X.astype(complex))
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_switched_off_change_nothing(iris, without_gradients):
+    X, y = iris
+    outside = quick(max_epochs=2).fit(X, y)
+    with without_gradients():
+        inside = quick(max_epochs=2).fit(X, y)
+        np.testing.assert_array_equal(inside.certificates_(X), outside.certificates_(X))
+        found = counterfactual(inside, X[:5]).distances
+    np.testing.assert_array_equal(found, counterfactual(outside, X[:5]).distances)
+
+
+@pytest.mark.parametrize("behind_a_step", [False, True])
+def test_numbers_that_overflow_are_no_warnings_and_radii_remain_below(iris, behind_a_step):
+    X, y = iris
+    clf = (scaled if behind_a_step else quick)(max_epochs=1).fit(X, y)
+    rows = X[::30] * 10.0 ** np.array([-300, 0, 150, 300])
+    for scale in (None, [1e300] * 4, [1e-200] * 4):
+        found, radii = counterfactual(clf, rows, scale=scale), certificates(clf, rows, scale=scale)
+        np.testing.assert_array_equal(found.labels, clf.predict(found.X))
+        assert (found.distances >= radii).all()

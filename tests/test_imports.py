@@ -19,7 +19,7 @@ DOORS = {
     "losses": set(),
     "networks": {"layers"},
     "inputs": {"rows"},
-    "metrics": {"inputs", "losses"},
+    "metrics": {"inputs", "losses", "rows"},
     "certified": {"files", "layers", "rows"},
     "preprocessing": {"certified"},
     "training": {"files", "layers", "losses", "rows"},

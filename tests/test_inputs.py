@@ -264,6 +264,27 @@ def test_floats_that_numpy_lacks_keep_their_values(dtype):
     assert as_numpy(values).tolist() == (np.arange(-8.0, 8.0) / 4).tolist()
 
 
+def test_tensors_are_read_whatever_follows_them_and_however_they_lie():
+    tensor = torch.arange(6.0, requires_grad=True).reshape(3, 2)
+    np.testing.assert_array_equal(as_numpy(list(tensor)), [[0, 1], [2, 3], [4, 5]])
+    complex_numbers = torch.tensor([1 + 2j])
+    assert as_numpy(complex_numbers.conj()).tolist() == [1 - 2j]
+    assert as_numpy(complex_numbers.conj().imag).tolist() == [-2]  # a view that negates
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(2).to_sparse(),
+        lambda: torch.empty(2, 2, device="meta"),
+    ],
+    ids=["sparse", "without values"],
+)
+def test_tensors_that_are_no_array_are_refused(make):
+    with pytest.raises(TypeError, match=r"^a tensor must be dense and hold its values"):
+        as_numpy(make())
+
+
 def test_masked_values_are_refused_and_a_mask_of_nothing_is_none():
     table = np.ma.masked_array(np.ones((2, 3)), mask=False)
     assert as_rows(table, None, "Name") is table
@@ -357,6 +378,10 @@ def test_classes_must_stay_those_of_the_first_call(repeated):
         (pd.Series(["a", None], dtype="string"), "NaN or None"),
         (pd.Series([1, None], dtype="Int64"), "NaN or None"),
         (pd.Series(["a", None], dtype="category"), "NaN or None"),
+        (np.array(["2020-01-01", "NaT"], "M8[D]"), "NaN or None"),
+        ([np.timedelta64(1, "D"), np.timedelta64("NaT")], "NaN or None"),
+        (pd.Series([pd.Timestamp("2020-01-01"), pd.NaT]), "NaN or None"),
+        (pd.Categorical(["a", 1]), "labels of one kind, got int, str"),
         (np.ma.masked_equal([0, 1], 1), "masked values, which would count; leave these rows out"),
         ([1, "a"], r"labels of one kind, got int, str; pass \[str\(label\) for label in y\]"),
         (np.array(["a", b"a"], dtype=object), "labels of one kind, got bytes, str"),
@@ -380,6 +405,7 @@ def test_labels_that_are_missing_or_mixed_say_so(y, message):
         np.ma.array([0, 1]),
         pd.Series([0, 1], dtype="Int64"),
         pd.Series(["a", "b"], dtype="category"),
+        np.array(["2020-01-01"], "M8[D]"),
         pd.DataFrame({"a": [0, 1], 1: ["x", "y"]}),
         [],
         [[1], [0]],
@@ -418,6 +444,9 @@ def test_weights_become_floats(weights):
         ([1.0, math.nan, 1.0], "sample_weight contains NaN"),
         ([1.0, math.inf, 1.0], "sample_weight contains infinity"),
         (["a", "b", "c"], "could not convert string to float"),
+        ([1e308, 1e308, 1.0], "^sample_weight must be finite numbers whose sum .* is finite, got inf"),
+        ([10**400, 1, 1], "^sample_weight has an integer that is too large"),
+        ([np.longdouble("1e4000")] * 3, "sample_weight contains infinity"),
     ],
 )
 def test_weights_must_be_one_a_sample_and_not_all_zero(weights, message):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sklip.metrics import (
     average_certified_radius_score,
@@ -103,11 +104,16 @@ def test_metrics_take_any_sequence(convert):
 # -- errors ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf, None, [0.5]])
+@pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf, None, [0.5], 10**400])
 def test_eps_must_be_a_finite_budget(eps):
     message = f"^eps must be a finite number of at least 0, got {re.escape(str(eps))}"
     with pytest.raises(ValueError, match=message):
         certified_accuracy_score([0], [0], [1.0], eps=eps)
+
+
+def test_labels_may_be_tensors_that_require_gradients():
+    labels = torch.tensor([0.0, 1.0], requires_grad=True)
+    assert certified_accuracy_score(labels, labels, [1.0, 1.0], eps=0.5) == 1
 
 
 def test_words_beside_numbers_are_an_error_not_a_score_of_0():

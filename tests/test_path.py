@@ -229,6 +229,8 @@ def test_without_a_seed_fits_differ_and_no_parameter_is_touched(wine):
         ({"epss": [-0.1]}, ValueError, "epss must be a list of finite numbers of at least 0"),
         ({"epss": [np.inf]}, ValueError, "epss must be a list of finite numbers of at least 0"),
         ({"accuracy_loss": 1.0}, ValueError, r"accuracy_loss must be in \[0, 1\), got 1.0"),
+        ({"accuracy_loss": "a"}, ValueError, r"accuracy_loss must be in \[0, 1\), got 'a'"),
+        ({"cv": []}, ValueError, r"cv must give at least one fold, got none from \[\]"),
         ({"estimator": StandardScaler()}, TypeError, "must be a LipschitzClassifier, got StandardS"),
         ({"estimator": quick(loss="hkr")}, ValueError, "got loss='hkr'"),
         ({"estimator": quick(solver="sgd")}, ValueError, "The 'solver' parameter"),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -91,6 +92,8 @@ def test_the_type_of_the_classes_is_kept_or_made_wider(few_digits, classes, reje
         (np.array(["no", "yes"]), None),
         (np.array([False, True]), -1),
         (np.array([2, 3]), False),
+        (np.array([0, 1]), torch.zeros(9)),
+        (np.array([0, 1]), np.zeros(9)),
     ],
 )
 def test_a_label_of_another_kind_is_refused(few_digits, classes, reject_label):

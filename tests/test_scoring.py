@@ -157,6 +157,7 @@ WRONG = [
     ({"scale": "deviation"}, r"^scale must be 'std', a positive number for each column"),
     ({"scale": 2.0}, r"^scale must be 'std', a positive number for each column"),
     ({"scale": [1.0, 0.0]}, r"^scale must hold positive and finite numbers, got 0.0"),
+    ({"scale": [1.0, 10**400]}, r"^scale must hold positive and finite numbers, got 10{400}"),
     ({"scale": {"age": math.nan}}, r"^scale must hold positive and finite numbers, got nan"),
     ({"fixed_columns": "age"}, r"^fixed_columns must be an iterable of columns, got 'age'"),
     ({"fixed_columns": None}, r"^fixed_columns must be an iterable of columns, got None"),

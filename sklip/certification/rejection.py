@@ -71,12 +71,12 @@ def predict_or_reject(
     """
     eps = check_eps(eps)
     classes = decider_of(estimator).classes
+    dtype = _common_dtype(classes.dtype, reject_label)
     if any(reject_label == known for known in classes.tolist()):
         raise ValueError(
             f"reject_label must not be one of the classes, got {reject_label!r} among "
             f"{classes.tolist()}; choose another."
         )
-    dtype = _common_dtype(classes.dtype, reject_label)
     labels, radii = predict_with_radii(
         estimator,
         X,

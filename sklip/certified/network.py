@@ -100,6 +100,7 @@ class CertifiedNetwork:
             refuse_altered(module)
             refuse_hidden_state(module)
         refuse_subnormal(network)
+        _refuse_other_precision(network, arithmetic.dtype)
         self.network = network
         self.input_shape = tuple(int(side) for side in input_shape)
         self.arithmetic = arithmetic
@@ -482,3 +483,12 @@ class CertifiedNetwork:
     @classmethod
     def _from_sealed(cls, state: Mapping[str, Any]) -> Self:
         return cls.from_state(opened(state, cls.__name__))
+
+
+def _refuse_other_precision(network: nn.Module, dtype: str) -> None:
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if value.is_floating_point() and value.dtype != getattr(torch, dtype):
+            raise ValueError(
+                f"network must be in the precision of its arithmetic, {dtype}, but {name} is in "
+                f"{value.dtype}; convert it, as CertifiedNetwork.prove does."
+            )

@@ -101,8 +101,10 @@ def _add(digest: hashlib.blake2b, value: Any) -> None:
         digest.update(f"o{value.shape};".encode())
         _add(digest, np.asarray(value).ravel().tolist())
     elif isinstance(value, np.ndarray | np.generic):
+        # In one order of bytes: pickle may give back another than the one it took.
+        value = np.asarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
         digest.update(f"a{value.dtype.str}{value.shape};".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
+        digest.update(value.tobytes())
     elif value is None or isinstance(value, bool | int | float | str | bytes):
         word = f"{type(value).__name__} {value!r}".encode()
         digest.update(f"v{len(word)};".encode() + word)

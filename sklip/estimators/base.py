@@ -79,6 +79,9 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
 
+    # Whatever the caller's code around it has switched off.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _train(
         self,
         X: ArrayLike,

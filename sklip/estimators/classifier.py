@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from torch import nn
 
 from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
 from sklip.estimators.predictions import PredictingEstimator, probabilities_of
-from sklip.inputs import encode_labels
+from sklip.inputs import class_weighted, encode_labels
 from sklip.training.data import TrainingData
 
 __all__ = ["LipschitzClassifier"]
@@ -358,10 +357,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
         labels = self.classes_ if goes_on else known
         codes = encode_labels(y, labels, classes if goes_on else None)
         if self.class_weight is not None:
-            per_class = compute_class_weight(
-                self.class_weight, classes=labels, y=y, sample_weight=weight
-            )
-            weight = per_class[codes] if weight is None else weight * per_class[codes]
+            weight = class_weighted(self.class_weight, labels, y, codes, weight)
         counted = codes if weight is None else codes[weight > 0]
         present = labels if goes_on or classes is not None else np.unique(counted)
         if len(present) < 2:

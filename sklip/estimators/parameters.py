@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -27,12 +28,23 @@ __all__ = [
 
 _AT_LEAST_ONE = Interval(Integral, 1, None, closed="left")
 
+
+class _FloatInterval(Interval):  # type: ignore[misc]
+    """Interval of numbers that a float can hold: an integer may be too large for one."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        too_large = isinstance(val, Integral) and int(val) > sys.float_info.max
+        return super().is_satisfied_by(val) and not too_large
+
+
+_POSITIVE = _FloatInterval(Real, 0, None, closed="neither")
+
 CONSTRAINTS: dict[str, list[Any]] = {
     "loss": [StrOptions({"tau_cross_entropy", "logit_annealing", "hkr", "lse_hkr"}), nn.Module],
-    "tau": [Interval(Real, 0, None, closed="neither")],
-    "eps": [Interval(Real, 0, None, closed="left")],
-    "min_margin": [Interval(Real, 0, None, closed="neither")],
-    "alpha": [Interval(Real, 0, None, closed="both")],  # infinity: the hinge alone
+    "tau": [_POSITIVE],
+    "eps": [_FloatInterval(Real, 0, None, closed="left")],
+    "min_margin": [_POSITIVE],
+    "alpha": [_FloatInterval(Real, 0, None, closed="both")],  # infinity: the hinge alone
     "architecture": [StrOptions({"auto", "mlp", "cnn"}), callable],
     "input_shape": ["array-like", None],
     "conv_channels": ["array-like", StrOptions({"auto"})],
@@ -40,7 +52,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "max_epochs": [_AT_LEAST_ONE, StrOptions({"auto"})],
     "batch_size": [_AT_LEAST_ONE, StrOptions({"auto"})],
     "solver": [StrOptions({"muon", "adam"})],
-    "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+    "learning_rate": [_POSITIVE, StrOptions({"auto"})],
     "learning_rate_schedule": [StrOptions({"one_cycle", "constant"})],
     "augmentation": [callable, list, tuple, None],
     "early_stopping": ["boolean"],

@@ -159,8 +159,14 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
         # A hook is dropped by the export, so it must be refused before; and before any call.
         for module in network.modules():
             refuse_altered(module)
-        with torch.no_grad():
-            outputs = network.eval()(torch.zeros(2, *plan.input_shape, dtype=dtype))
+        try:
+            with torch.no_grad():
+                outputs = network.eval()(torch.zeros(2, *plan.input_shape, dtype=dtype))
+        except RuntimeError as error:
+            raise ValueError(
+                f"architecture must return a network for rows of shape {plan.input_shape}, got one "
+                f"that fails on them: {error}"
+            ) from error
         if tuple(outputs.shape) != (2, plan.n_outputs):
             raise ValueError(
                 f"architecture must return a network with {plan.n_outputs} outputs for rows of shape "

@@ -56,6 +56,7 @@ class StoredEstimator(PlanningEstimator):
             del state["_settings_"], state["lipschitz_bound_"]
         return sealed(state)
 
+    @torch.inference_mode(False)  # tensors made in it could never be trained
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Build the networks, and prove the one that predicts anew.
 

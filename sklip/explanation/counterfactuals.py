@@ -222,6 +222,7 @@ class _Asked:
             ask(places, (low[places] + high[places]) / 2)
         return changes * np.where(np.isfinite(high), high, np.nan)[:, None]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def towards_nearest(self, row: int) -> NDArray[np.float64]:
         """Return the change from a row to the nearest one with a label that counts; NaN if none has."""
         units, values, movable = self._units, self._neighbours.values, self._neighbours.movable

@@ -122,6 +122,10 @@ class _Array(Neighbours):
         self._shape, self._rows = dense.shape[1:], dense.reshape(len(dense), -1)
         if dense.dtype.kind != "O":
             self._rows = self._rows.astype(_floating(dense.dtype), copy=False)
+        if self._rows.shape[1] != len(moves):
+            raise ValueError(
+                f"X has {self._rows.shape[1]} features, but {len(moves)} were seen at fit."
+            )
         self._moves = moves
         super().__init__(self._read(self._rows), moves)
 

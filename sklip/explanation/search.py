@@ -168,6 +168,10 @@ class Landscape:
         return margins, slopes * self._neighbours.movable[rows][:, None]
 
 
+# Where numbers are too large, no way is found. Gradients may be switched off around.
+@torch.inference_mode(False)
+@torch.enable_grad()
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
 def nearest_changes(
     landscape: Landscape, rows: NDArray[np.intp], n_columns: int, goals: NDArray[np.intp]
 ) -> NDArray[np.float64]:
@@ -202,8 +206,7 @@ def _nearest(
     start = np.zeros((len(rows), n_columns))
     margins, slopes = landscape.margins(rows, start, goals)
     squares = (slopes**2).sum(axis=2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimates = np.where(squares > 0, margins / np.sqrt(squares), np.inf)
+    estimates = np.where(squares > 0, margins / np.sqrt(squares), np.inf)
     best, shortest = np.full(start.shape, np.nan), np.full(len(rows), np.inf)
     every = np.arange(len(rows))
     for place in np.argsort(estimates, axis=1).T[:_TRIED]:
@@ -225,8 +228,7 @@ def _crossing(
 ) -> NDArray[np.float64]:
     """Return where the ray from x crosses the boundary, as far as the slope tells; else NaN."""
     falls = -np.einsum("ij,ij->i", slope, changes)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        multiples = 1 + margin / falls
+    multiples = 1 + margin / falls
     multiples = np.where((falls > 0) & (multiples > 0), multiples, np.nan)
     return changes * multiples[:, None]
 
@@ -236,8 +238,7 @@ def _closer(
 ) -> NDArray[np.float64]:
     """Return the next point: see Note [Nearest boundary]. Where there is no slope, the same."""
     square = (slope**2).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        from_here = changes - (margin / square)[:, None] * slope
-        along = (np.einsum("ij,ij->i", slope, changes) - margin) / square
-        found = (from_here + along[:, None] * slope) / 2
+    from_here = changes - (margin / square)[:, None] * slope
+    along = (np.einsum("ij,ij->i", slope, changes) - margin) / square
+    found = (from_here + along[:, None] * slope) / 2
     return np.where(np.isfinite(found).all(axis=1, keepdims=True), found, changes)

@@ -20,7 +20,7 @@ from sklip.estimators import LipschitzClassifier
 from sklip.inputs import check_sample_weight
 from sklip.path.walk import Path, Rows, as_results, scores_on_fold
 from sklip.rows import as_numpy
-from sklip.scoring import certified_accuracy_scorer, most_robust
+from sklip.scoring import certified_accuracy_scorer, check_accuracy_loss, most_robust
 from sklip.training.data import Moments
 
 __all__ = ["LipschitzClassifierCV"]
@@ -161,9 +161,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
             For parameters or data out of range.
         """
         given = _given(self.estimator)
-        if not 0 <= self.accuracy_loss < 1:
-            raise ValueError(f"accuracy_loss must be in [0, 1), got {self.accuracy_loss!r}.")
-        rule = most_robust(accuracy_loss=self.accuracy_loss)
+        rule = most_robust(accuracy_loss=check_accuracy_loss(self.accuracy_loss))
         scorer = certified_accuracy_scorer() if self.scoring is None else get_scorer(self.scoring)
         # All candidates start from the same weights and see the rows in the same order.
         seed = given.random_state
@@ -177,9 +175,12 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         weight = check_sample_weight(sample_weight, len(data.rows))
         rows: Rows = tuple(indexable(as_numpy(X), column_or_1d(as_numpy(y)), weight))
         splits = check_cv(5 if self.cv is None else self.cv, rows[1], classifier=True)
+        folds = list(splits.split(np.zeros(len(rows[1])), rows[1]))
+        if not folds:
+            raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
         scores_on_folds = Parallel(n_jobs=self.n_jobs)(
             delayed(scores_on_fold)(prototype, taus, epss, scorer, rows, train, test)
-            for train, test in splits.split(np.zeros(len(rows[1])), rows[1])
+            for train, test in folds
         )
         scores = as_results(taus, epss, np.array(scores_on_folds))
         best = rule(scores)

@@ -76,7 +76,7 @@ def given_scale(
     for position in np.flatnonzero(~fixed):
         try:
             checked[position] = number = float(numbers[position])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = np.nan
         if not _TINY <= number < np.inf:
             name = column_names(np.array([position]), names)[0]

@@ -175,7 +175,7 @@ def walk(
     for (bound, before), length in zip(known, lengths, strict=True):
         own = bound.error_in(arithmetic)
         reached = Affine(length) + error_at_x + error_at_neighbour + Affine(0.0, before.bound)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             room = (longest_row(own, arithmetic) - reached.offset) / reached.slope
         longest = np.minimum(longest, np.where(np.isnan(room), 0.0, room))
         error_at_neighbour = bound.carry(error_at_neighbour, reached, own)
@@ -213,6 +213,10 @@ def _numbers(
         columns = [values[name] for name in names[reads]]
     else:
         rows = np.asarray(values)
+        if gains.moves is not None and rows.shape[1] != len(gains.moves):
+            raise ValueError(
+                f"X has {rows.shape[1]} features, but {len(gains.moves)} were seen at fit."
+            )
         reads = np.arange(rows.shape[1]) if reads is None else reads
         columns = list(rows.T[reads])
     moves = np.ones(len(reads), dtype=bool) if gains.moves is None else gains.moves[reads]
@@ -248,6 +252,8 @@ def check_shape(X: Any) -> None:
         raise ValueError(
             f"Found array with 0 sample(s) (shape={shape}) while a minimum of 1 is required."
         )
+    if getattr(getattr(X, "dtype", None), "kind", None) == "c":
+        raise ValueError("Complex data not supported: X must hold real numbers.")
 
 
 def check_columns(steps: Sequence[Any], X: Any, names: NDArray[Any] | None) -> None:

@@ -360,10 +360,12 @@ def test_the_proof_is_of_what_the_state_holds():
             ValueError,
             "take samples of shape",
         ),
-        (lambda arrays: arrays.update(weight=np.full((4, 3), np.nan)), ValueError, "finite"),
-        (lambda arrays: arrays.update(bias=np.full(4, np.inf)), ValueError, "finite"),
+        (lambda arrays: arrays.update(weight=np.full((4, 3), np.nan, "f4")), ValueError, "finite"),
+        (lambda arrays: arrays.update(bias=np.full(4, np.inf, "f4")), ValueError, "finite"),
+        (lambda arrays: arrays.update(bias=np.zeros(4)), ValueError, "float32, but 0.bias is in .*64"),
+        (lambda arrays: arrays.update(bias=np.zeros(4, "f2")), ValueError, "0.bias is in .*float16"),
     ],
-    ids=["missing", "shape", "weight", "bias"],
+    ids=["missing", "shape", "weight", "bias", "wider bias", "narrower bias"],
 )
 def test_arrays_that_make_no_network_are_refused(change, error, message):
     state = small().to_state()

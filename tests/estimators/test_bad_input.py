@@ -111,6 +111,23 @@ def test_parameters_out_of_range(name, value):
         ({"callbacks": ["print"]}, TypeError, "callbacks must be skorch callbacks.*got str"),
         ({"tau": np.inf}, ValueError, "tau"),
         ({"eps": np.inf}, ValueError, "eps"),
+        *(({name: 10**400}, ValueError, f"The '{name}' parameter") for name in ("tau", "eps", "alpha")),
+        ({"learning_rate": 10**400}, ValueError, "The 'learning_rate' parameter"),
+        (
+            {"architecture": lambda input_shape, n_outputs: torch.nn.Linear(99, n_outputs)},
+            ValueError,
+            r"architecture must return a network for rows of shape \(16,\), got one that fails on them",
+        ),
+        ({"class_weight": {0: -1.0}}, ValueError, "Negative values in data passed to `class_weight`"),
+        *(
+            ({"class_weight": {0: weight}}, ValueError, "class_weight must be finite numbers")
+            for weight in (np.nan, np.inf, 1e308, None)
+        ),
+        (
+            {"class_weight": dict.fromkeys(range(3), 0.0)},
+            ValueError,
+            "class_weight must contain at least one non-zero value",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_the_data(parameters, error, message):
@@ -125,6 +142,13 @@ def test_a_device_that_is_not_there():
     message = re.escape(f"got '{missing}'; available are {available}")
     with pytest.raises(ValueError, match=f"device must name.*{message}"):
         quick(device=missing).fit(X, Y)
+
+
+def test_balanced_classes_without_any_weight_do_not_count():
+    weight = (Y > 0).astype(float)
+    balanced = quick(class_weight="balanced").fit(X, Y, sample_weight=weight)
+    by_hand = quick(class_weight={0: 0, 1: 1, 2: 1}).fit(X, Y)
+    np.testing.assert_allclose(balanced.decision_function(X), by_hand.decision_function(X), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,21 @@ def test_a_flipped_bit_of_a_weight_is_found(small, dump, load):
 
 
 @every_file
+def test_labels_of_another_order_of_bytes_are_no_damage(digits, dump, load):
+    """NumPy 2.4's pickles give them back in the machine's own."""
+    X, y = digits[0][:60, :12], digits[1][:60].astype(">i8")
+    clf = quick(hidden_layer_sizes=(4,), max_epochs=1).fit(X, y)
+    np.testing.assert_array_equal(load(dump(clf)).predict(X), clf.predict(X))
+
+
+@every_file
+def test_a_model_that_was_loaded_without_gradients_can_be_trained(small, digits, dump, load):
+    with torch.inference_mode():
+        loaded = load(dump(small))
+    assert loaded.partial_fit(digits[0][:60, :12], digits[1][:60]).n_iter_ == small.n_iter_ + 1
+
+
+@every_file
 def test_a_truncated_file_is_an_error(small, dump, load):
     data = dump(small)
     for share in np.linspace(0, 1, 20, endpoint=False):

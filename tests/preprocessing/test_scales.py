@@ -183,7 +183,7 @@ def test_columns_go_by_name_or_position(frame, of_frame):
     )
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -1.0, np.nan, np.inf, 1e-310, "wide", None])
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, np.nan, np.inf, 1e-310, 10**400, "wide", None])
 @pytest.mark.parametrize("as_array", [False, True])
 def test_numbers_that_are_no_units_are_refused_by_the_name_of_their_column(
     frame, of_frame, value, as_array
