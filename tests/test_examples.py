@@ -215,7 +215,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (EXAMPLES.parent / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     names = {}
     for block in blocks:
         exec(block.replace("LipschitzClassifier(", "LipschitzClassifier(max_epochs=3, "), names)
