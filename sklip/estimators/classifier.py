@@ -19,7 +19,7 @@ from sklip.certified.radii import predicted_codes
 from sklip.estimators.base import LipschitzEstimator, proven_network
 from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
-from sklip.inputs import encode_labels
+from sklip.inputs import as_labels, check_sample_weight, encode_labels
 from sklip.metrics import certified_accuracy_score
 from sklip.training.data import TrainingData
 
@@ -499,14 +499,11 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
         goes_on: bool,
     ) -> tuple[NDArray[Any], NDArray[np.float64] | None, NDArray[Any] | None]:
         check_classification_targets(y)
-        known = np.unique(y if classes is None else np.asarray(classes))
+        known = np.unique(y if classes is None else np.asarray(as_labels(classes, "classes")))
         labels = self.classes_ if goes_on else known
         codes = encode_labels(y, labels, classes if goes_on else None)
         if self.class_weight is not None:
-            per_class = compute_class_weight(
-                self.class_weight, classes=labels, y=y, sample_weight=weight
-            )
-            weight = per_class[codes] if weight is None else weight * per_class[codes]
+            weight = self._weighted_by_class(codes, weight, labels, y)
         counted = codes if weight is None else codes[weight > 0]
         present = labels if goes_on or classes is not None else np.unique(counted)
         if len(present) < 2:
@@ -515,6 +512,23 @@ class LipschitzClassifier(ClassifierMixin, LipschitzEstimator):  # type: ignore[
                 f"data contains only one class: {labels[counted[0]]!r}"
             )
         return codes, weight, labels
+
+    def _weighted_by_class(
+        self,
+        codes: NDArray[np.intp],
+        weight: NDArray[np.float64] | None,
+        labels: NDArray[Any],
+        y: NDArray[Any],
+    ) -> NDArray[np.float64] | None:
+        """Return the weights of the samples times those of their classes."""
+        # A class may have no weight at all, and any number be a dict's.
+        with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+            per_class = compute_class_weight(
+                self.class_weight, classes=labels, y=y, sample_weight=weight
+            )
+            weight = np.ones(len(y)) if weight is None else weight
+            product = np.where(weight > 0, weight * per_class[codes], 0.0)
+        return check_sample_weight(product, len(y), "sample_weight times class_weight")
 
     def _n_outputs(self, classes: NDArray[Any] | None) -> int:
         """One logit for two classes."""

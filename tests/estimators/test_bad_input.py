@@ -63,6 +63,36 @@ def test_bad_weights(weight, message):
 
 
 @pytest.mark.parametrize(
+    ("class_weight", "sample_weight", "message"),
+    [
+        ({0: -1.0}, None, "Negative values in data passed to `sample_weight times class_weight`"),
+        ({0: np.nan}, None, "sample_weight times class_weight contains NaN"),
+        ({0: np.inf}, None, "sample_weight times class_weight contains infinity"),
+        ({0: 1e300}, np.full(30, 1e300), "sample_weight times class_weight contains infinity"),
+        ({0: 1e308, 1: 1e308}, None, "times class_weight must have a sum that is finite"),
+        (dict.fromkeys(range(3), 1e-300), np.full(30, 1e-300), "at least one non-zero value"),
+        (dict.fromkeys(range(3), 0.0), None, "at least one non-zero value"),
+    ],
+)
+def test_bad_weights_of_classes(class_weight, sample_weight, message):
+    with pytest.raises(ValueError, match=message):
+        quick(class_weight=class_weight).fit(X, Y, sample_weight=sample_weight)
+
+
+def test_a_class_without_weight_is_balanced_to_none():
+    weight = (Y != 1).astype(float)
+    balanced = quick(class_weight="balanced").fit(X, Y, sample_weight=weight)
+    plain = quick().fit(X, Y, sample_weight=weight)
+    np.testing.assert_allclose(balanced.decision_function(X), plain.decision_function(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2, None], [0.0, 1.0, 2.0, np.nan], [0, 1, "1"]])
+def test_classes_of_partial_fit_that_are_no_labels(classes):
+    with pytest.raises(ValueError, match=r"classes (contains NaN|must have labels of one kind)"):
+        quick().partial_fit(X, Y, classes=classes)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("loss", "cross_entropy"),
