@@ -110,6 +110,8 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
 
+    # Whoever calls may have turned gradients off.
+    @torch.inference_mode(False)
     def _train(
         self,
         X: ArrayLike,
@@ -537,6 +539,7 @@ class LipschitzEstimator(CallbackSupportMixin, BaseEstimator):  # type: ignore[m
             del state["_settings_"], state["lipschitz_bound_"]
         return sealed(state)
 
+    @torch.inference_mode(False)
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Build the networks, and prove the one that predicts anew.
 

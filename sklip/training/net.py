@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import normalized_margins
-from sklip.training.callbacks import EpochReport, StopEarly
+from sklip.training.callbacks import Bar, EpochReport, StopEarly
 from sklip.training.columns import penalize_, weighted_columns
 from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
@@ -390,7 +389,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         sums: Tensor | None = None
         batches: Iterable[Batch] = iterator
         if self.report:
-            batches = tqdm(iterator, desc=prefix, leave=False, delay=2.0, disable=None)
+            batches = Bar(iterator, desc=prefix, leave=False, delay=2.0, disable=None)
         for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
