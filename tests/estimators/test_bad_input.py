@@ -238,3 +238,67 @@ def test_a_warm_fit_that_fails_leaves_the_model_as_it_was():
     np.testing.assert_array_equal(clf.decision_function(X), before)
     clf.set_params(learning_rate=1e-3).partial_fit(X, Y)
     assert np.isfinite(clf.decision_function(X)).all()
+
+
+# -- numbers that go bad -------------------------------------------------------------------------
+
+SIGNS = np.where(RNG.normal(size=(40, 4)) > 0, 0.0, -0.0)
+NORMAL = RNG.normal(size=(40, 4))
+TABLES = {
+    "constant": np.full((40, 4), 2.5),
+    "zeros of both signs": SIGNS,
+    "one column four times": np.repeat(NORMAL[:, :1], 4, axis=1),
+    "equal rows, other labels": np.repeat(NORMAL[:10], 4, axis=0),
+    "huge": NORMAL * 1e30,
+    "tiny": NORMAL * 1e-30,
+    "subnormal": NORMAL * 1e-310,
+    "huge and tiny": NORMAL * [1e30, 1e-30, 1.0, 1.0],
+    "beyond squares": NORMAL * 1e200,
+    "noise on a huge number": NORMAL + 1e15,
+    "one column": NORMAL[:, :1],
+    "many equal rows": np.ones((80, 10)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["tau_cross_entropy", "hkr"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_any_table_gets_an_honest_model_or_is_refused(table, n_classes, loss, dtype):
+    y = np.arange(len(table)) % n_classes
+    clf = quick(loss=loss, dtype=dtype, hidden_layer_sizes=(8,))
+    if np.abs(table).max() > np.finfo(dtype).max:
+        with pytest.raises(ValueError, match="too large for dtype"):
+            clf.fit(table, y)
+    else:
+        assert_honest(clf.fit(table, y), table)
+
+
+@pytest.mark.parametrize("solver", ["muon", "adam"])
+@pytest.mark.parametrize("learning_rate", [1e3, 1e12, 1e30])
+def test_a_large_learning_rate_gives_an_honest_model(learning_rate, solver):
+    clf = quick(solver=solver, learning_rate=learning_rate, batch_size=8, hidden_layer_sizes=(8,))
+    assert_honest(clf.fit(X, Y), X)
+
+
+@pytest.mark.parametrize("batch_size", [1, 29])
+@pytest.mark.parametrize("weight", [1e-300, 1e300, np.geomspace(1e-300, 1e300, 30)], ids=str)
+def test_batches_of_one_and_weights_of_any_size(batch_size, weight):
+    clf = quick(batch_size=batch_size, hidden_layer_sizes=(8,))
+    assert_honest(clf.fit(X, Y, sample_weight=np.broadcast_to(weight, 30)), X)
+
+
+def assert_honest(clf, rows):
+    labels, radii = clf.predict_with_radii(rows)
+    assert clf.lipschitz_bound_ <= 1 + 1e-6
+    assert np.isfinite(radii).all()
+    assert (radii >= 0).all()
+    np.testing.assert_array_equal(labels, clf.predict(rows))
+    probabilities = clf.predict_proba(rows)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(clf.classes_[probabilities.argmax(axis=1)], labels)
+    steps = np.random.default_rng(1).normal(size=rows.shape)
+    steps *= (radii / np.linalg.norm(steps, axis=1) * (1 - 1e-9))[:, None]
+    near = rows + steps
+    inside = np.linalg.norm(near - rows, axis=1) < radii
+    np.testing.assert_array_equal(clf.predict(near)[inside], labels[inside])
