@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from joblib import parallel_config
-from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
 from sklip import LipschitzClassifier
@@ -52,18 +50,6 @@ def test_what_watches_and_how_rows_lie_changes_no_bit(kind, few_digits, capsys):
         other = quick(**kind).fit(layout(X), y)
         np.testing.assert_array_equal(weights(other), expected, err_msg=name)
         np.testing.assert_array_equal(other.certificates_(layout(X)), radii, err_msg=name)
-
-
-@pytest.mark.parametrize("backend", ["loky", "threading"])
-def test_jobs_change_no_bit(backend, few_digits):
-    def searched(n_jobs):
-        with parallel_config(backend, inner_max_num_threads=1 if backend == "loky" else None):
-            return GridSearchCV(quick(), {"tau": [1.0, 3.0]}, cv=2, n_jobs=n_jobs).fit(*few_digits)
-
-    alone, together = searched(1), searched(2)
-    for name in ("split0_test_score", "split1_test_score"):
-        np.testing.assert_array_equal(together.cv_results_[name], alone.cv_results_[name])
-    np.testing.assert_array_equal(weights(together.best_estimator_), weights(alone.best_estimator_))
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
