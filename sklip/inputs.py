@@ -106,36 +106,61 @@ def _refuse_one_image(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> N
         )
 
 
-def as_labels(y: Any) -> Any:
-    """Return labels for scikit-learn's check; missing ones, and those of several kinds, are errors.
+def as_labels(y: Any, name: str = "y") -> Any:
+    """Return labels for scikit-learn's check; those that NumPy can't hold as they are, are errors.
 
-    NumPy would turn a list of numbers and words into words without a word of it.
+    It would turn a list of numbers and words into words, and large integers beside floats into others,
+    without a word of it.
     """
     y = as_numpy(y)
     if np.ma.is_masked(y):
-        raise ValueError("Input y has masked values, which would count; leave these rows out.")
+        raise ValueError(f"Input {name} has masked values, which would count; leave these rows out.")
     dtype = getattr(y, "dtype", None)
-    # pandas has types of its own, in which anything may be missing, and so may it be in times.
-    of_pandas = dtype is not None and not isinstance(dtype, np.dtype) and np.ndim(y) == 1
-    may_miss = of_pandas or dtype == np.dtype(object) or getattr(dtype, "kind", None) in ("m", "M")
-    if not isinstance(y, list | tuple) and not may_miss:
+    if isinstance(dtype, np.dtype) and dtype != np.dtype(object):
+        _refuse_missing(dtype.kind in "fmM" and np.isnan(y).any(), name)
         return y
-    values = list(y)
+    # pandas has types of its own, in which anything may be missing.
+    of_pandas = dtype is not None and dtype != np.dtype(object) and np.ndim(y) == 1
+    if not isinstance(y, list | tuple) and dtype != np.dtype(object) and not of_pandas:
+        return y
+    values = [value.item() if isinstance(value, np.number | np.bool_) else value for value in y]
+    _refuse_missing(any(map(_is_missing, values)), name)
     kinds = {type(value) for value in values}
-    if any(_is_missing(value) for value in values):
-        raise ValueError("Input y contains NaN or None, which is no label; leave these rows out.")
     words = {kind for kind in kinds if issubclass(kind, str)}
     if words and kinds != words:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise ValueError(
-            f"y must have labels of one kind, got {names}; pass [str(label) for label in y], say."
+            f"{name} must have labels of one kind, got {names}; pass [str(label) for label in {name}], "
+            "say."
         )
-    if dtype == np.dtype(object) and kinds and all(issubclass(kind, Number) for kind in kinds):
+    numbers = bool(kinds) and all(issubclass(kind, Number) for kind in kinds)
+    if dtype == np.dtype(object) and numbers:
         raise ValueError(
-            "Unknown label type: y has numbers of type object, which scikit-learn's metrics do not "
-            "take; pass np.asarray(y.tolist())."
+            f"Unknown label type: {name} has numbers of type object, which scikit-learn's metrics do "
+            f"not take; pass np.asarray({name}.tolist())."
         )
-    return y
+    if dtype == np.dtype(object) or not (words or numbers):
+        return y
+    held = _held(values, name)
+    # scikit-learn would make floats of what pandas has as integers and booleans.
+    return held if of_pandas and numbers else y
+
+
+def _held(labels: list[Any], name: str) -> NDArray[Any]:
+    """Return words or numbers as an array, refusing those that are not what they were."""
+    held = np.asarray(labels)
+    for label, kept in zip(labels, held.tolist(), strict=True):
+        if kept != label:
+            raise ValueError(
+                f"{name} has {label!r}, which becomes {kept!r} beside the other labels; pass numbers "
+                "of one type, or other words."
+            )
+    return held
+
+
+def _refuse_missing(missing: Any, name: str) -> None:
+    if missing:
+        raise ValueError(f"Input {name} contains NaN or None, which is no label; leave these rows out.")
 
 
 def _is_missing(value: Any) -> bool:
@@ -194,7 +219,7 @@ def encode_labels(
 
 
 def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
-    """Return weights as floats, checked to be one a sample, at least 0 and not all 0."""
+    """Return weights as floats, checked to be one a sample, at least 0, with a sum that is a number."""
     if sample_weight is None:
         return None
     try:
@@ -219,14 +244,14 @@ def class_weighted(
     sample_weight: NDArray[np.float64] | None,
 ) -> NDArray[np.float64]:
     """Return weights of samples times those of their classes, which are checked in the same way."""
-    with np.errstate(divide="ignore"):  # where a class has no weight at all
+    # A class may have no weight at all, and any number be a dict's.
+    with np.errstate(all="ignore"):
         per_class = compute_class_weight(
             class_weight, classes=classes, y=labels, sample_weight=sample_weight
         )
-    weight: NDArray[np.float64] = per_class[codes]
-    if sample_weight is not None:
-        counts = sample_weight > 0
-        weight = np.multiply(weight, sample_weight, out=np.zeros(len(codes)), where=counts)
+        weight: NDArray[np.float64] = per_class[codes]
+        if sample_weight is not None:
+            weight = np.where(sample_weight > 0, sample_weight * weight, 0.0)
     return _check_weight("class_weight", weight)
 
 
@@ -237,9 +262,9 @@ def _check_weight(name: str, weight: NDArray[np.float64]) -> NDArray[np.float64]
         raise ValueError(f"{name} must contain at least one non-zero value.")
     with np.errstate(over="ignore"):
         total = weight.sum()
-    if not np.isfinite(total):
+    if not np.finfo(np.float64).tiny <= total < np.inf:
         raise ValueError(
-            f"{name} must be finite numbers whose sum over all samples is finite, got {total}; divide "
-            "large ones by their maximum."
+            f"{name} must have a sum that is finite and no subnormal number, got {total}; divide it by "
+            "its largest value."
         )
     return weight

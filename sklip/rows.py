@@ -17,9 +17,9 @@ _VALUES_AT_ONCE = 2**22
 _FLOATS_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
-def row_pieces(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the rows a few million values at a time: X may be a file larger than memory."""
-    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1]))
+def row_pieces(rows: NDArray[Any], n_outputs: int = 0) -> Iterator[NDArray[Any]]:
+    """Yield rows, a few million values or outputs at a time: X may be a file larger than memory."""
+    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1], n_outputs))
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
 

@@ -1,5 +1,6 @@
 """How X, labels and weights come in."""
 
+import enum
 import math
 
 import numpy as np
@@ -368,6 +369,10 @@ def test_classes_must_stay_those_of_the_first_call(repeated):
         encode_labels(np.array([0]), np.array([0, 1]), repeated)
 
 
+class Letter(str, enum.Enum):  # noqa: UP042
+    A, B = "a", "b"
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [
@@ -383,6 +388,14 @@ def test_classes_must_stay_those_of_the_first_call(repeated):
         (pd.Series([pd.Timestamp("2020-01-01"), pd.NaT]), "NaN or None"),
         (pd.Categorical(["a", 1]), "labels of one kind, got int, str"),
         (np.ma.masked_equal([0, 1], 1), "masked values, which would count; leave these rows out"),
+        (np.array(["NaT", "2020-01-01"], dtype="datetime64[D]"), "NaN or None"),
+        (np.array([math.nan, 1]), "NaN or None"),
+        (pd.Series([1, "1"], dtype="category"), "labels of one kind, got int, str"),
+        ([2**53 + 1, 2.0**53], "y has 9007199254740993, which becomes 9007199254740992.0 beside"),
+        ([np.int64(2**53 + 1), np.float64(1)], "becomes 9007199254740992.0 beside the other labels"),
+        ([-1, 2**63 + 1], "y has 9223372036854775809, which becomes 9.2"),
+        (["a", "a\0"], r"y has 'a\\x00', which becomes 'a' beside the other labels; pass"),
+        ([Letter.A, Letter.B], "'a'>, which becomes 'L' beside the other labels"),
         ([1, "a"], r"labels of one kind, got int, str; pass \[str\(label\) for label in y\]"),
         (np.array(["a", b"a"], dtype=object), "labels of one kind, got bytes, str"),
         (
@@ -403,9 +416,12 @@ def test_labels_that_are_missing_or_mixed_say_so(y, message):
         np.array(["a", "b"], dtype=object),
         np.array([1.5]),
         np.ma.array([0, 1]),
-        pd.Series([0, 1], dtype="Int64"),
         pd.Series(["a", "b"], dtype="category"),
         np.array(["2020-01-01"], "M8[D]"),
+        pd.Series(["a", "b"], dtype="string"),
+        [True, 1, 0],
+        [2**53, 2**53 + 1],
+        [1, np.float32(2)],
         pd.DataFrame({"a": [0, 1], 1: ["x", "y"]}),
         [],
         [[1], [0]],
@@ -416,6 +432,23 @@ def test_labels_that_are_missing_or_mixed_say_so(y, message):
 )
 def test_other_labels_are_left_to_scikit_learn(y):
     assert as_labels(y) is y
+
+
+@pytest.mark.parametrize(
+    ("y", "dtype"),
+    [
+        (pd.Series([2**60, 2**60 + 1], dtype="Int64"), "int64"),
+        (pd.array([0, 1], dtype="UInt8"), "int64"),
+        (pd.Series([True, False], dtype="boolean"), "bool"),
+        (pd.Series([True, False], dtype="category"), "bool"),
+        (pd.Categorical([1, 2], categories=[2, 3, 1]), "int64"),
+    ],
+    ids=str,
+)
+def test_numbers_of_pandas_keep_their_values(y, dtype):
+    held = as_labels(y)
+    assert held.tolist() == y.tolist()
+    assert held.dtype == dtype
 
 
 # -- weights -----------------------------------------------------------------------------------
@@ -443,8 +476,9 @@ def test_weights_become_floats(weights):
         ([0.0, 0.0, 0.0], r"at least one non-zero"),
         ([1.0, math.nan, 1.0], "sample_weight contains NaN"),
         ([1.0, math.inf, 1.0], "sample_weight contains infinity"),
+        ([1e308, 1e308, 1e308], "sum that is finite and no subnormal number, got inf; divide it by"),
+        ([5e-324, 0.0, 0.0], "sum that is finite and no subnormal number, got 5e-324"),
         (["a", "b", "c"], "could not convert string to float"),
-        ([1e308, 1e308, 1.0], "^sample_weight must be finite numbers whose sum .* is finite, got inf"),
         ([10**400, 1, 1], "^sample_weight has an integer that is too large"),
         ([np.longdouble("1e4000")] * 3, "sample_weight contains infinity"),
     ],

@@ -167,7 +167,7 @@ def decide(
     """
     evaluate = _Evaluation(network, precisions[0].arithmetic.dtype, input_shape)
     *_, finest = precisions
-    for piece in row_pieces(rows):
+    for piece in row_pieces(rows, finest.n_outputs):
         pending = np.arange(len(piece))
         decided = Decisions.empty(len(piece), finest.n_outputs)
         for precision in precisions:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -15,6 +16,7 @@ from sklip.certified.arithmetic import subnormal
 
 __all__ = [
     "digest",
+    "digest_of_array",
     "plain_settings",
     "refuse_altered",
     "refuse_hidden_state",
@@ -62,6 +64,11 @@ def digest(module: nn.Module) -> str:
                 state.update(f"{name}{array.dtype}{array.shape}".encode())
                 state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
+
+
+def digest_of_array(array: NDArray[Any]) -> str:
+    """Return a digest of the bytes of an array, which may be large: of all pairs of classes, say."""
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
 
 
 def plain_settings(module: nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sklip.certified.arithmetic import Affine, Arithmetic, floored_product
 from sklip.certified.gains import Gains
+from sklip.certified.integrity import digest_of_array
 from sklip.certified.maps import Course, MapBound, longest_input, product_upper
 from sklip.certified.norms import column_lengths_upper, row_distances_upper
 from sklip.certified.radii import Budget
@@ -285,7 +286,7 @@ class MarginErrors:
             *(self._own.offset, self._own.slope),
             *(self.from_length.offset, self.from_length.slope),
         )
-        values = [np.asarray(matrix).tobytes() for matrix in matrices]
+        values = [digest_of_array(np.asarray(matrix)) for matrix in matrices]
         return [self.arithmetic, self.longest, self.measured, self._cast, body, values]
 
 

@@ -19,6 +19,7 @@ from sklip.certified.direct_sums import flat_chain
 from sklip.certified.gains import Gains
 from sklip.certified.integrity import (
     digest,
+    digest_of_array,
     refuse_altered,
     refuse_hidden_state,
     refuse_subnormal,
@@ -403,7 +404,7 @@ class CertifiedNetwork:
                 (known.constant, known.linear, np.asarray(known.factors, float).tobytes())
                 for known in self._maps
             ],
-            self.margin_bounds.tobytes(),
+            digest_of_array(self.margin_bounds),
             [precision.numbers() for precision in self.precisions],
         )
 

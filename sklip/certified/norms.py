@@ -194,18 +194,21 @@ def row_distances_upper(matrix: Tensor) -> Tensor:
     exact, bits = _finite(matrix), _bits(matrix)
     # n + 2 roundings under the root, one in each difference, one in the root.
     slack = 1 + 2 * (exact.shape[1] + 8) * _UNIT
-    rows = []
-    for row, row_bits in zip(exact, bits, strict=True):
+    distances = exact.new_empty(len(exact), len(exact))
+    for row, row_bits, out in zip(exact, bits, distances, strict=True):
         differences = (exact - row).numpy()
         # Divided by a power of two, so that squares neither overflow nor vanish; below 1e-308, entries
         # up to 1e-154 of the largest, they do vanish.
         exponent = math.frexp(float(np.abs(differences).max()))[1]
         scaled = torch.from_numpy(np.ldexp(differences, -exponent))
-        differ = (bits != row_bits).any(1).double()
-        lengths = scaled.square().sum(1).sqrt() * slack + differ * (1e-150 * exact.shape[1])
+        lengths = scaled.square().sum(1).sqrt() * slack
+        differ = torch.ones_like(lengths)
+        vanished = torch.nonzero(lengths == 0)[:, 0]
+        differ[vanished] = (bits[vanished] != row_bits).any(1).double()
+        lengths += differ * (1e-150 * exact.shape[1])
         unscaled = torch.from_numpy(np.ldexp(lengths.numpy(), exponent))
-        rows.append(unscaled * (1 + 2 * _UNIT) + differ * (FLOOR + _FLUSHED * exact.shape[1]))
-    return torch.stack(rows)
+        out.copy_(unscaled * (1 + 2 * _UNIT) + differ * (FLOOR + _FLUSHED * exact.shape[1]))
+    return distances
 
 
 def column_lengths_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

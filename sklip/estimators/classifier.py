@@ -16,7 +16,7 @@ from torch import nn
 from sklip.estimators.fit_tasks import with_callbacks
 from sklip.estimators.parameters import CONSTRAINTS, make_loss
 from sklip.estimators.predictions import PredictingEstimator, probabilities_of
-from sklip.inputs import class_weighted, encode_labels
+from sklip.inputs import as_labels, class_weighted, encode_labels
 from sklip.training.data import TrainingData
 
 __all__ = ["LipschitzClassifier"]
@@ -353,7 +353,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
         goes_on: bool,
     ) -> tuple[NDArray[Any], NDArray[np.float64] | None, NDArray[Any] | None]:
         check_classification_targets(y)
-        known = np.unique(y if classes is None else np.asarray(classes))
+        known = np.unique(y if classes is None else np.asarray(as_labels(classes, "classes")))
         labels = self.classes_ if goes_on else known
         codes = encode_labels(y, labels, classes if goes_on else None)
         if self.class_weight is not None:

@@ -52,6 +52,8 @@ def weights_pay(
     pays : bool
     """
     held = _held_out(samples, seed)
+    if not held.any():
+        return False
     others = samples.subset(torch.from_numpy(np.flatnonzero(~held)))
     judges = samples.subset(torch.from_numpy(np.flatnonzero(held)))
     plain, weighted = (_cross_entropies(train(each, others), judges, tau) for each in (False, True))

@@ -122,6 +122,7 @@ class Landscape:
         self._decider, self._ways = decider, ways
         self._neighbours = ways[0].neighbours
 
+    @torch.inference_mode(False)
     def margins(
         self, rows: NDArray[np.intp], changes: NDArray[np.float64], goals: NDArray[np.intp]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

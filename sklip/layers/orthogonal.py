@@ -52,6 +52,8 @@ __all__ = [
 _STEPS_PER_UPDATE = 2
 # Above this squared norm a Newton-Schulz step may flip signs: sqrt 3 is the edge.
 _SAFE_SQUARED_NORM = 2.9
+# Least ratio of the eigenvalues of a Gram matrix of which ten digits are right.
+_WELL_CONDITIONED = 1e-6
 
 
 class OrthogonalLayer(nn.Module):
@@ -262,9 +264,8 @@ def keep_orthogonal(optimizer: torch.optim.Optimizer, module: nn.Module) -> None
 def polish_(module: nn.Module) -> nn.Module:
     """Bring every constrained matrix to orthogonality up to the rounding of its dtype, in place.
 
-    Meant for the end of training: each matrix is replaced by its polar factor, computed in float64
-    from the eigenvectors of its Gram matrix. A singular value of zero stays zero, which is within
-    the constraint.
+    Meant for the end of training: each matrix is replaced by a polar factor, computed in float64. One
+    of lower rank is completed. What has to lie between 0 and 1 is brought there.
 
     Parameters
     ----------
@@ -278,14 +279,25 @@ def polish_(module: nn.Module) -> nn.Module:
     for layer in _orthogonal_layers(module):
         for parameter in layer.orthogonal_parameters():
             wide = _wide(parameter)
-            precise = wide.double()
-            eigenvalues, vectors = torch.linalg.eigh(precise @ precise.mT)
-            negligible = eigenvalues <= 1e-14 * eigenvalues[..., -1:]
-            inverse_roots = torch.where(negligible, 0.0, eigenvalues.rsqrt())
-            polar = (vectors * inverse_roots.unsqueeze(-2)) @ vectors.mT @ precise
-            # The small eigenvalues of a Gram matrix are inexact; one iteration mends that.
-            wide.copy_(_retracted(polar, 2))
+            # A factor from small eigenvalues is inexact; one iteration mends that.
+            wide.copy_(_retracted(_polar_factor(wide.double()), 2))
+        for parameter in layer.interval_parameters():
+            parameter.clamp_(0.0, 1.0)
     return module
+
+
+def _polar_factor(matrices: Tensor) -> Tensor:
+    """Return semi-orthogonal matrices next to those of a batch in float64, with rows <= columns."""
+    largest = matrices.abs().amax((-2, -1), keepdim=True)
+    # Multiples have the same factor, and products of these neither overflow nor vanish.
+    matrices = matrices / torch.where(largest > 0, largest, 1.0)
+    eigenvalues, vectors = torch.linalg.eigh(matrices @ matrices.mT)
+    if (eigenvalues[..., 0] > _WELL_CONDITIONED * eigenvalues[..., -1]).all():
+        left, right = (vectors * eigenvalues.rsqrt().unsqueeze(-2)) @ vectors.mT, matrices
+    else:
+        # Of small singular values a Gram matrix holds nothing but rounding.
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    return times(left, right)
 
 
 def _wide(matrices: Tensor) -> Tensor:

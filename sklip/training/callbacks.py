@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +21,19 @@ from skorch.callbacks.scoring import ScoringBase
 from tqdm import tqdm
 
 __all__ = [
-    *("EpochReport", "StopEarly", "check_callbacks", "check_heard", "check_resumable"),
+    *("Bar", "EpochReport", "StopEarly", "check_callbacks", "check_heard", "check_resumable"),
     *("restore_callback", "state_of_callback"),
 ]
+
+
+class Bar(tqdm):  # type: ignore[misc]
+    """Progress bar that leaves the process as it was.
+
+    tqdm's own makes a lock for processes, which settles how multiprocessing starts them, and a thread.
+    """
+
+    _lock = threading.RLock()
+    monitor_interval = 0
 
 
 class EpochReport(Callback):  # type: ignore[misc]
@@ -40,7 +51,7 @@ class EpochReport(Callback):  # type: ignore[misc]
                     f"  {title}accuracy {row[f'{prefix}_accuracy']:.4f}"
                     f"  {title}normalized margin {row[f'{prefix}_normalized_margin']:.4f}"
                 )
-        tqdm.write(f"{line}  {row['seconds']:.1f} s")
+        Bar.write(f"{line}  {row['seconds']:.1f} s")
 
 
 class StopEarly(EarlyStopping):  # type: ignore[misc]

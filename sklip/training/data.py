@@ -117,6 +117,8 @@ class TrainingData:
         if self.sample_weight is not None:
             # Only ratios count, and the largest weight must not be lost to the network's precision.
             weight = (self.sample_weight / self.sample_weight.max()).astype(dtype)
+            # The reciprocal of a subnormal number may be infinite.
+            weight[weight < np.finfo(dtype).tiny] = 0
         resident = fits_on(device, X)
         samples = Samples(
             X.to(device) if resident else X,

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sklip.layers import keep_orthogonal
 from sklip.losses.reductions import normalized_margins
 from sklip.training.callbacks import (
+    Bar,
     EpochReport,
     StopEarly,
     restore_callback,
@@ -301,7 +301,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             self._step_schedule.go_to(n_taken * -(-n_samples // self.batch_size))
         restore_optimizer_(self.optimizer_, kept["optimizer"])
         if self.report:
-            tqdm.write(f"epoch {n_taken}/{self.planned_epochs}  from {self._checkpoint.path}")
+            Bar.write(f"epoch {n_taken}/{self.planned_epochs}  from {self._checkpoint.path}")
         return epochs if kept["ended"] else n_taken
 
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
@@ -452,7 +452,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         sums: Tensor | None = None
         batches: Iterable[Batch] = iterator
         if self.report:
-            batches = tqdm(iterator, desc=prefix, leave=False, delay=2.0, disable=None)
+            batches = Bar(iterator, desc=prefix, leave=False, delay=2.0, disable=None)
         for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)

@@ -14,6 +14,7 @@ from sklip.certified import Affine, Arithmetic, MapBound, exact, register_layer
 from sklip.certified.arithmetic import FLOOR, floored_product
 from sklip.certified.gains import Gains
 from sklip.certified.rules import LAYERS
+from sklip.networks import lipschitz_cnn, lipschitz_mlp
 
 
 class Odd(nn.Module):
@@ -200,6 +201,48 @@ def test_a_layer_with_state_that_no_digest_holds_is_refused(held):
     odd.held = held
     with pytest.raises(TypeError, match=r"Odd has attributes that can't be certified.*held"):
         CertifiedNetwork.prove(nn.Sequential(odd, nn.Linear(2, 2)), (2,))
+
+
+# -- weights that anybody may have written -------------------------------------------------------
+
+
+HOSTILE = {
+    "zeros": lambda x, limits: 0 * x,
+    "subnormal": lambda x, limits: x * limits.tiny / 64,
+    "tiny": lambda x, limits: x * limits.tiny,
+    "huge": lambda x, limits: x.sign() * limits.max**0.75,
+    "nearly infinite": lambda x, limits: x.sign() * limits.max,
+    "of all sizes": lambda x, limits: x.sign() * limits.max ** (x.abs() - 1).clamp(-1, 1),
+    "equal rows": lambda x, limits: x[..., :1, :].expand_as(x),
+    "nearly equal rows": lambda x, limits: x[..., :1, :] + 1e-7 * x,
+    "graded rows": lambda x, limits: x * 10.0 ** (-4 * torch.arange(x.shape[-2])[:, None]),
+    "not a number": lambda x, limits: torch.where(x > x.mean(), math.nan, x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("fill", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("retracted", [False, True])
+def test_whatever_the_raw_weights_are_the_bound_is_1_or_they_are_refused(
+    retracted, fill, dtype, seeded_torch
+):
+    networks = [
+        (lipschitz_mlp((6,), 3, (8, 6), column_weights=True), (6,)),
+        (lipschitz_cnn((2, 6, 6), 3, (4, 6), (8,)), (2, 6, 6)),
+    ]
+    for network, shape in networks:
+        with torch.no_grad():
+            for name, parameter in network.to(dtype).named_parameters():
+                if not name.endswith("bias"):
+                    matrix = parameter if parameter.ndim > 1 else parameter[None]
+                    matrix.copy_(fill(torch.randn(matrix.shape).double(), torch.finfo(dtype)))
+        if retracted:
+            layers.retract_(network)
+        if all(torch.isfinite(value).all() for value in network.state_dict().values()):
+            assert lipschitz_bound(layers.to_torch(layers.polish_(network)), shape) <= 1 + 1e-6
+        else:
+            with pytest.raises(ValueError, match="finite"):
+                lipschitz_bound(layers.to_torch(network), shape)
 
 
 # -- copies and rows ---------------------------------------------------------------------------

@@ -63,6 +63,36 @@ def test_bad_weights(weight, message):
 
 
 @pytest.mark.parametrize(
+    ("class_weight", "sample_weight", "message"),
+    [
+        ({0: -1.0}, None, "Negative values in data passed to `class_weight`"),
+        ({0: np.nan}, None, "class_weight must have a sum that is finite .* got nan"),
+        ({0: np.inf}, None, "class_weight must have a sum that is finite .* got inf"),
+        ({0: 1e300}, np.full(30, 1e300), "class_weight must have a sum that is finite .* got inf"),
+        ({0: 1e308, 1: 1e308}, None, "class_weight must have a sum that is finite"),
+        (dict.fromkeys(range(3), 1e-300), np.full(30, 1e-300), "at least one non-zero value"),
+        (dict.fromkeys(range(3), 0.0), None, "at least one non-zero value"),
+    ],
+)
+def test_bad_weights_of_classes(class_weight, sample_weight, message):
+    with pytest.raises(ValueError, match=message):
+        quick(class_weight=class_weight).fit(X, Y, sample_weight=sample_weight)
+
+
+def test_a_class_without_weight_is_balanced_to_none():
+    weight = (Y != 1).astype(float)
+    balanced = quick(class_weight="balanced").fit(X, Y, sample_weight=weight)
+    plain = quick().fit(X, Y, sample_weight=weight)
+    np.testing.assert_allclose(balanced.decision_function(X), plain.decision_function(X), atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2, None], [0.0, 1.0, 2.0, np.nan], [0, 1, "1"]])
+def test_classes_of_partial_fit_that_are_no_labels(classes):
+    with pytest.raises(ValueError, match=r"classes (contains NaN|must have labels of one kind)"):
+        quick().partial_fit(X, Y, classes=classes)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("loss", "cross_entropy"),
@@ -120,7 +150,7 @@ def test_parameters_out_of_range(name, value):
         ),
         ({"class_weight": {0: -1.0}}, ValueError, "Negative values in data passed to `class_weight`"),
         *(
-            ({"class_weight": {0: weight}}, ValueError, "class_weight must be finite numbers")
+            ({"class_weight": {0: weight}}, ValueError, "class_weight must have a sum that is finite")
             for weight in (np.nan, np.inf, 1e308, None)
         ),
         (
@@ -232,3 +262,67 @@ def test_a_warm_fit_that_fails_leaves_the_model_as_it_was():
     np.testing.assert_array_equal(clf.decision_function(X), before)
     clf.set_params(learning_rate=1e-3).partial_fit(X, Y)
     assert np.isfinite(clf.decision_function(X)).all()
+
+
+# -- numbers that go bad -------------------------------------------------------------------------
+
+SIGNS = np.where(RNG.normal(size=(40, 4)) > 0, 0.0, -0.0)
+NORMAL = RNG.normal(size=(40, 4))
+TABLES = {
+    "constant": np.full((40, 4), 2.5),
+    "zeros of both signs": SIGNS,
+    "one column four times": np.repeat(NORMAL[:, :1], 4, axis=1),
+    "equal rows, other labels": np.repeat(NORMAL[:10], 4, axis=0),
+    "huge": NORMAL * 1e30,
+    "tiny": NORMAL * 1e-30,
+    "subnormal": NORMAL * 1e-310,
+    "huge and tiny": NORMAL * [1e30, 1e-30, 1.0, 1.0],
+    "beyond squares": NORMAL * 1e200,
+    "noise on a huge number": NORMAL + 1e15,
+    "one column": NORMAL[:, :1],
+    "many equal rows": np.ones((80, 10)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", ["tau_cross_entropy", "hkr"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_any_table_gets_an_honest_model_or_is_refused(table, n_classes, loss, dtype):
+    y = np.arange(len(table)) % n_classes
+    clf = quick(loss=loss, dtype=dtype, hidden_layer_sizes=(8,))
+    if np.abs(table).max() > np.finfo(dtype).max:
+        with pytest.raises(ValueError, match="too large for dtype"):
+            clf.fit(table, y)
+    else:
+        assert_honest(clf.fit(table, y), table)
+
+
+@pytest.mark.parametrize("solver", ["muon", "adam"])
+@pytest.mark.parametrize("learning_rate", [1e3, 1e12, 1e30])
+def test_a_large_learning_rate_gives_an_honest_model(learning_rate, solver):
+    clf = quick(solver=solver, learning_rate=learning_rate, batch_size=8, hidden_layer_sizes=(8,))
+    assert_honest(clf.fit(X, Y), X)
+
+
+@pytest.mark.parametrize("batch_size", [1, 29])
+@pytest.mark.parametrize("weight", [1e-300, 1e300, np.geomspace(1e-300, 1e300, 30)], ids=str)
+def test_batches_of_one_and_weights_of_any_size(batch_size, weight):
+    clf = quick(batch_size=batch_size, hidden_layer_sizes=(8,))
+    assert_honest(clf.fit(X, Y, sample_weight=np.broadcast_to(weight, 30)), X)
+
+
+def assert_honest(clf, rows):
+    labels, radii = clf.predict_with_radii(rows)
+    assert clf.lipschitz_bound_ <= 1 + 1e-6
+    assert np.isfinite(radii).all()
+    assert (radii >= 0).all()
+    np.testing.assert_array_equal(labels, clf.predict(rows))
+    probabilities = clf.predict_proba(rows)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(clf.classes_[probabilities.argmax(axis=1)], labels)
+    steps = np.random.default_rng(1).normal(size=rows.shape)
+    steps *= (radii / np.linalg.norm(steps, axis=1) * (1 - 1e-9))[:, None]
+    near = rows + steps
+    inside = np.linalg.norm(near - rows, axis=1) < radii
+    np.testing.assert_array_equal(clf.predict(near)[inside], labels[inside])

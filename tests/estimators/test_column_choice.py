@@ -82,3 +82,11 @@ def test_a_gain_within_half_its_error_does_not_count(table):
 
     assert not pays(0.0)
     assert pays(2.0)
+
+
+def test_rows_that_are_all_the_same_have_no_weights():
+    def train(column_weights, samples):
+        raise AssertionError("nothing is there to compare by")
+
+    samples = samples_of(np.ones((90, 3)), np.arange(90) % 2)
+    assert weights_pay(train, samples, 3.0, 90.0, seed=0) is False

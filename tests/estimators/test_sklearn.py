@@ -106,13 +106,18 @@ def test_grid_search_over_tau_refits_the_most_robust_of_the_accurate(digits, n_j
 
 
 @pytest.mark.slow
-def test_jobs_in_other_processes_give_the_same_scores(digits):
+def test_jobs_in_other_processes_give_the_same_scores_and_weights(digits):
     X, y = digits
     one, two = (
-        cross_validate(quick(), X, y, cv=2, scoring=SCORING, n_jobs=n_jobs) for n_jobs in (1, 2)
+        cross_validate(quick(), X, y, cv=2, scoring=SCORING, n_jobs=n_jobs, return_estimator=True)
+        for n_jobs in (1, 2)
     )
     for name in ("test_accuracy", "test_certified"):
         np.testing.assert_array_equal(one[name], two[name])
+    for here, there in zip(one["estimator"], two["estimator"], strict=True):
+        values = there.to_torch().state_dict()
+        for name, value in here.to_torch().state_dict().items():
+            np.testing.assert_array_equal(value, values[name])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch import nn
 
 from sklip.layers import (
     Center,
+    ColumnWeightedLinear,
     FullSort,
     GroupSort,
     GroupSort2,
@@ -717,10 +718,27 @@ def test_polishing_gives_the_polar_factor(shape):
     "values", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1e3, 1e-3, 1e-9], [1.0, 1e-7, 1e-8]]
 )
 @pytest.mark.parametrize("shape", [(3, 3), (3, 6), (6, 3)])
-def test_polishing_a_deficient_matrix_never_leaves_a_norm_above_one(shape, values):
+def test_polishing_completes_a_deficient_matrix(shape, values):
     matrix = with_singular_values(np.random.default_rng(11), shape, np.array(values))
-    result = raw(polish_(layer_with(matrix)))
-    assert np.linalg.norm(result, 2) <= 1 + newton_schulz_rounding(shape)
+    result = np.linalg.svd(raw(polish_(layer_with(matrix))), compute_uv=False)
+    np.testing.assert_allclose(result, 1, rtol=0, atol=newton_schulz_rounding(shape))
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-200, 1e200, 1.7e308])
+def test_polishing_does_not_depend_on_the_size_of_the_entries(size):
+    matrix = np.random.default_rng(12).uniform(-1, 1, (3, 5))
+    np.testing.assert_allclose(
+        raw(polish_(layer_with(matrix * size))), raw(polish_(layer_with(matrix))), rtol=0, atol=1e-3
+    )
+
+
+def test_polishing_brings_weights_of_columns_back_between_0_and_1():
+    layer = ColumnWeightedLinear(3, 2)
+    (weights,) = layer.interval_parameters()
+    with torch.no_grad():
+        weights.copy_(torch.tensor([-2.0, 0.5, 3.4e38]))
+    polish_(layer)
+    assert weights.tolist() == [0.0, 0.5, 1.0]
 
 
 # -- export and copies -------------------------------------------------------------------------
