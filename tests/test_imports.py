@@ -18,7 +18,7 @@ DOORS = {
     "losses": set(),
     "networks": {"layers"},
     "inputs": {"rows"},
-    "metrics": {"inputs", "losses"},
+    "metrics": {"inputs", "losses", "rows"},
     "certified": {"layers", "rows"},
     "preprocessing": {"certified"},
     "training": {"layers", "losses", "rows"},
