@@ -5,6 +5,11 @@ as only memory is of interest. Prints the peak of anonymous memory (RssAnon of /
 of the file don't count) while fitting, predicting and certifying.
 
     python benchmarks/memory.py --gigabytes 4
+    python benchmarks/memory.py --gigabytes 4 --channels-last
+    python benchmarks/memory.py --rows 10000000
+
+With `--rows`, X is a table of so many rows of 4 columns in float32, and the peak is that beyond X and
+beyond what is returned.
 """
 
 from __future__ import annotations
@@ -17,8 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from sklip import LipschitzClassifier
+from sklip import (
+    LipschitzClassifier,
+    certificates,
+    certified_accuracy_scorer,
+    certified_ranges,
+    nearest_rival,
+    predict_with_radii,
+)
 
 SIDE = 64
 
@@ -30,8 +44,8 @@ def anonymous_bytes() -> int:
     return 1024 * int(line.split()[1])
 
 
-def peak_during(function: Callable[[], object]) -> tuple[int, float]:
-    """Peak of anonymous memory while a function runs, and its seconds."""
+def peak_during(function: Callable[[], object]) -> tuple[int, float, object]:
+    """Peak of anonymous memory while a function runs, its seconds, and what it returns."""
     peak, done = [anonymous_bytes()], threading.Event()
 
     def watch() -> None:
@@ -41,11 +55,44 @@ def peak_during(function: Callable[[], object]) -> tuple[int, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    function()
+    result = function()
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()
-    return max(peak), seconds
+    return max(peak), seconds, result
+
+
+def on_rows(n_rows: int) -> None:
+    """Ask everything of a table, and print a Markdown table."""
+    rng = np.random.default_rng(0)
+    X, y = np.empty((n_rows, 4), np.float32), rng.integers(0, 3, n_rows)
+    for start in range(0, n_rows, 500_000):
+        X[start : start + 500_000] = rng.normal(size=X[start : start + 500_000].shape)
+    clf = LipschitzClassifier(max_epochs=3, random_state=0).fit(X[:600], y[:600])
+    pipeline = make_pipeline(StandardScaler(), clf).fit(X[:600], y[:600])
+    clf = LipschitzClassifier(max_epochs=3, random_state=0).fit(X[:600], y[:600])
+    scorer = certified_accuracy_scorer(eps=0.1)
+    calls: dict[str, Callable[[], object]] = {
+        "predict": lambda: clf.predict(X),
+        "predict_proba": lambda: clf.predict_proba(X),
+        "decision_function": lambda: clf.decision_function(X),
+        "certificates_": lambda: clf.certificates_(X),
+        "predict_with_radii": lambda: clf.predict_with_radii(X),
+        "certified_score": lambda: clf.certified_score(X, y, eps=0.1),
+        "certificates(pipeline, X)": lambda: certificates(pipeline, X),
+        "predict_with_radii(pipeline, X)": lambda: predict_with_radii(pipeline, X),
+        "nearest_rival(pipeline, X)": lambda: nearest_rival(pipeline, X),
+        "certified_accuracy_scorer, pipeline": lambda: scorer(pipeline, X, y),
+        "certified_ranges(pipeline, X)": lambda: certified_ranges(pipeline, X),
+    }
+    print(f"{n_rows} rows, {X.nbytes / 1e6:.0f} MB\n")
+    print("| call | beyond X and the result (MB) | result (MB) |\n| --- | --- | --- |")
+    for name, call in calls.items():
+        before = anonymous_bytes()
+        peak, _, result = peak_during(call)
+        arrays = result if isinstance(result, tuple) else (result,)
+        returned = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+        print(f"| {name} | {(peak - before - returned) / 1e6:.0f} | {returned / 1e6:.0f} |", flush=True)
 
 
 def main() -> None:
@@ -55,16 +102,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--architecture", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--rows", type=int, default=None)
+    parser.add_argument("--channels-last", action="store_true", help="images of 64 x 16 x 4")
     arguments = parser.parse_args()
+    if arguments.rows is not None:
+        on_rows(arguments.rows)
+        return
+    shape = (SIDE, SIDE // 4, 4) if arguments.channels_last else (1, SIDE, SIDE)
     n_rows = int(arguments.gigabytes * 1e9 / SIDE**2)
     with tempfile.TemporaryDirectory() as folder:
-        X = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(n_rows, 1, SIDE, SIDE))
-        X[: min(n_rows, 100_000), 0, 0, :8] = np.random.default_rng(0).integers(
+        X = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(n_rows, *shape))
+        X.reshape(n_rows, -1)[: min(n_rows, 100_000), :8] = np.random.default_rng(0).integers(
             0, 256, (min(n_rows, 100_000), 8)
         )
         y = (np.arange(n_rows) % 3).astype(np.int64)
         clf = LipschitzClassifier(
             architecture=arguments.architecture,
+            input_shape=(4, SIDE, SIDE // 4) if arguments.channels_last else None,
             hidden_layer_sizes=(16,),
             conv_channels=(2, 4),
             max_epochs=arguments.epochs,
@@ -72,7 +126,8 @@ def main() -> None:
             random_state=0,
         )
         print(
-            f"{n_rows} images of {SIDE} x {SIDE}, {X.nbytes / 1e9:.1f} GB, {arguments.architecture}\n"
+            f"{n_rows} images of {' x '.join(map(str, shape))}, {X.nbytes / 1e9:.1f} GB, "
+            f"{arguments.architecture}\n"
         )
         print(f"before: {anonymous_bytes() / 1e9:.2f} GB\n")
         print("| call | peak of anonymous memory (GB) | seconds |\n| --- | --- | --- |")
@@ -82,7 +137,7 @@ def main() -> None:
             "certificates_": lambda: clf.certificates_(X),
         }
         for name, call in calls.items():
-            peak, seconds = peak_during(call)
+            peak, seconds, _ = peak_during(call)
             print(f"| {name} | {peak / 1e9:.2f} | {seconds:.1f} |", flush=True)
 
 

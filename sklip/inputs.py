@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_array
 from sklip.rows import as_numpy, row_pieces
 
 __all__ = [
+    "as_images",
     "as_labels",
     "as_rows",
     "cast_rows",
@@ -66,8 +67,8 @@ def inferred_input_shape(X: Any, input_shape: tuple[int, int, int] | None) -> tu
     return tuple(shape[1:])
 
 
-def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
-    """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
+def as_images(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
+    """Return images as a view whose axes are those of `input_shape`; leave anything else as it is."""
     X = as_numpy(X)
     if np.ma.is_masked(X):
         raise ValueError("Input X has masked values, which would count; pass X.filled(value).")
@@ -89,7 +90,15 @@ def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) ->
             f"X has images of shape {tuple(got)}, but {estimator_name} is expecting {expected} as "
             "input."
         )
-    return images.reshape(len(images), math.prod(input_shape))
+    return images.reshape(len(images), *input_shape)
+
+
+def as_rows(X: Any, input_shape: tuple[int, ...] | None, estimator_name: str) -> Any:
+    """Return images as flat channels-first rows; leave anything else to scikit-learn's check."""
+    X = as_images(X, input_shape, estimator_name)
+    if input_shape is None or getattr(X, "ndim", 0) != 4:
+        return X
+    return X.reshape(len(X), math.prod(input_shape))
 
 
 def _refuse_one_image(shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@ r"""Metrics of certified robustness: arrays in, one float out."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 
 from sklip.inputs import check_sample_weight
 from sklip.losses import reductions as losses
-from sklip.rows import as_numpy
+from sklip.rows import as_numpy, joined, row_slices
 
 __all__ = [
     "average_certified_radius_score",
@@ -22,6 +23,9 @@ __all__ = [
     "certified_accuracy_score",
     "normalized_margins",
 ]
+
+# What is made of a score at the same time: its own and its class's mask among them.
+_NUMBERS_A_SCORE = 8
 
 
 def check_eps(eps: float) -> float:
@@ -124,12 +128,10 @@ def average_certified_radius_score(
     """
     values = _check_radii(radii)
     right = _right(y_true, y_pred, values)
-    counted = np.where(right, values, 0.0)
     weight = check_sample_weight(sample_weight, len(right))
     if weight is not None:
-        # A row of weight zero is no row, even if its radius is infinite.
-        counted, weight = counted[weight > 0], weight[weight > 0]
-    return float(np.average(counted, weights=weight))
+        right &= weight > 0  # a row of weight zero is no row, even if its radius is infinite
+    return float(np.average(np.where(right, values, 0.0), weights=weight))
 
 
 def normalized_margins(
@@ -160,13 +162,17 @@ def normalized_margins(
     >>> normalized_margins([[3.0, 1.0, 0.0]], disjoint_neurons=True).round(4)
     array([1.])
     """
-    logits = check_array(scores, dtype=np.float64, ensure_2d=False)
+    logits = check_array(scores, ensure_2d=False)
     if logits.ndim == 2 and logits.shape[1] < 2:
         raise ValueError(
             f"scores of a single logit must have shape (n_samples,), got shape {logits.shape}."
         )
-    codes = logits > 0 if logits.ndim == 1 else logits.argmax(axis=1)
-    return _normalized_margins(logits, codes, lipschitz_bound, disjoint_neurons)
+
+    def predicted(place: slice) -> NDArray[Any]:
+        part = logits[place]
+        return np.asarray(part > 0 if part.ndim == 1 else part.argmax(axis=1))
+
+    return _normalized_margins(logits, predicted, lipschitz_bound, disjoint_neurons)
 
 
 def average_normalized_margin_score(
@@ -209,32 +215,46 @@ def average_normalized_margin_score(
     >>> average_normalized_margin_score([1, 0], [0.5, 0.25], classes=[0, 1])
     0.125
     """
-    logits = check_array(scores, dtype=np.float64, ensure_2d=False)
+    logits = check_array(scores, ensure_2d=False)
     labels = np.asarray(classes)
     targets = column_or_1d(y_true)
     check_consistent_length(targets, logits)
-    matches = targets[:, None] == labels[None, :]
-    if not matches.any(axis=1).all():
-        raise ValueError(f"y_true must contain only labels of classes, got classes={classes!r}.")
     n_columns = 1 if logits.ndim == 1 else logits.shape[1]
     if n_columns != (len(labels) if logits.ndim == 2 else len(labels) - 1):
         raise ValueError(
             f"scores must have one column a class, got shape {logits.shape} for {len(labels)} classes."
         )
-    margins = _normalized_margins(logits, matches.argmax(axis=1), lipschitz_bound, disjoint_neurons)
+
+    def true(place: slice) -> NDArray[Any]:
+        matches = targets[place, None] == labels[None, :]
+        if not matches.any(axis=1).all():
+            raise ValueError(f"y_true must contain only labels of classes, got classes={classes!r}.")
+        return np.asarray(matches.argmax(axis=1))
+
+    margins = _normalized_margins(logits, true, lipschitz_bound, disjoint_neurons)
     return float(np.average(margins, weights=check_sample_weight(sample_weight, len(margins))))
 
 
 def _normalized_margins(
-    logits: NDArray[np.float64], codes: NDArray[Any], lipschitz_bound: float, disjoint_neurons: bool
+    logits: NDArray[Any],
+    codes_of: Callable[[slice], NDArray[Any]],
+    lipschitz_bound: float,
+    disjoint_neurons: bool,
 ) -> NDArray[np.float64]:
+    """Return the margins of the classes that `codes_of` gives for the rows in a place."""
     if not 0 < lipschitz_bound < math.inf:
         raise ValueError(f"lipschitz_bound must be positive and finite, got {lipschitz_bound!r}.")
-    targets = torch.from_numpy(codes.astype(np.int64))
-    margins = losses.normalized_margins(torch.from_numpy(logits), targets).numpy()
     # The constant of a difference of logits is sqrt 2 times that of all, or twice that of each.
     share = math.sqrt(0.5) if disjoint_neurons and logits.ndim == 2 else 1.0
-    return np.asarray(margins * (share / lipschitz_bound))
+
+    def of_piece(place: slice) -> tuple[NDArray[np.float64]]:
+        scores = torch.from_numpy(logits[place].astype(np.float64))
+        targets = torch.from_numpy(codes_of(place).astype(np.int64))
+        return (losses.normalized_margins(scores, targets).numpy() * (share / lipschitz_bound),)
+
+    places = row_slices(len(logits), _NUMBERS_A_SCORE * math.prod(logits.shape[1:]))
+    (margins,) = joined(len(logits), map(of_piece, places))
+    return margins
 
 
 def _right(y_true: ArrayLike, y_pred: ArrayLike, radii: NDArray[Any]) -> NDArray[np.bool_]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,62 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_numpy", "as_tensor", "is_mapped", "row_pieces"]
+__all__ = ["as_numpy", "as_stored", "as_tensor", "is_mapped", "joined", "row_pieces", "row_slices"]
 
 _VALUES_AT_ONCE = 2**22
 _FLOATS_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
-def row_pieces(rows: NDArray[Any], n_outputs: int = 0) -> Iterator[NDArray[Any]]:
-    """Yield rows, a few million values or outputs at a time: X may be a file larger than memory."""
-    step = max(1, _VALUES_AT_ONCE // max(1, rows.shape[1], n_outputs))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
+def row_slices(n_rows: int, n_values: int) -> Iterator[slice]:
+    """Yield the places of rows a few million values at a time; at least once, if there are no rows."""
+    step = max(1, _VALUES_AT_ONCE // max(1, n_values))
+    for start in range(0, max(1, n_rows), step):
+        yield slice(start, start + step)
+
+
+def row_pieces(rows: NDArray[Any], n_values: int = 0) -> Iterator[NDArray[Any]]:
+    """Yield flat rows a few million values at a time: X may be a file larger than memory.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_samples, ...)
+        In whatever order of memory.
+    n_values : int, default=0
+        Number of values that are made of a row, where they are more than its own.
+    """
+    width = math.prod(rows.shape[1:])
+    for place in row_slices(len(rows), max(width, n_values)):
+        piece = rows[place]
+        yield np.ascontiguousarray(piece.reshape(len(piece), width))
+
+
+def joined(n_rows: int, pieces: Iterable[tuple[NDArray[Any], ...]]) -> tuple[NDArray[Any], ...]:
+    """Return arrays whose pieces, at least one of each, come one after the other and are not kept."""
+    whole: list[NDArray[Any]] = []
+    start = 0
+    for piece in pieces:
+        whole = whole or [np.empty((n_rows, *part.shape[1:]), part.dtype) for part in piece]
+        end = start + len(piece[0])
+        for place, part in enumerate(piece):
+            if not np.can_cast(part.dtype, whole[place].dtype):  # longer words, say
+                whole[place] = whole[place].astype(np.promote_types(whole[place].dtype, part.dtype))
+            whole[place][start:end] = part
+        start = end
+    return tuple(whole)
+
+
+def as_stored(X: Any) -> tuple[Any, Callable[[NDArray[Any]], NDArray[Any]]]:
+    """Return images as flat rows in their order in memory, and what makes images of such rows again.
+
+    Both are views where the images lie without gaps, whichever of their axes comes last there. What is
+    no array of images comes back as it is.
+    """
+    if not isinstance(X, np.ndarray) or X.ndim != 4:
+        return X, lambda rows: rows
+    order = (0, *sorted((1, 2, 3), key=lambda axis: -abs(X.strides[axis])))
+    stored = X.transpose(order)
+    back = np.argsort(order)
+    return stored.reshape(len(X), -1), lambda rows: rows.reshape(stored.shape).transpose(back)
 
 
 def is_mapped(rows: NDArray[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,13 @@ from sklip.preprocessing.changes import Changes
 from sklip.preprocessing.monotone_rules import refuse_sparse_quantiles
 from sklip.preprocessing.scales import column_names, given_scale, standard_deviations
 from sklip.preprocessing.walk import Distances, fixed_mask, walk
+from sklip.rows import row_slices
 
 __all__ = [
     "Chain",
     "View",
     "common_columns",
+    "pieces_of",
     "refuse_images",
     "refuse_other_labels",
     "start_of",
@@ -33,6 +35,8 @@ __all__ = [
 
 # A column whose gain is so many times the median limits the radius alone.
 _THROTTLED = 30
+# What is made of a value on the way through the steps, and of a logit, at the same time.
+_NUMBERS_A_COLUMN, _NUMBERS_AN_OUTPUT = 4, 32
 # Warnings that were given: Python forgets which it has shown whenever filters change, as they do in
 # each of scikit-learn's checks.
 _WARNED: set[str] = set()
@@ -146,6 +150,32 @@ def view_of(chain: Chain, X: Any, start: Gains) -> View:
         bounds = network.margins_behind(gains).bounds
     decided = network.decisions(chain.classifier.network_rows(X))
     return View(network, decided, gains, bounds, drift, longest)
+
+
+def pieces_of(chains: Sequence[Chain], X: Any) -> Iterator[Any]:
+    """Yield the rows of X so many at a time that what is computed of them takes little memory.
+
+    Parameters
+    ----------
+    chains : sequence of Chain
+        All that see the rows.
+    X : array-like, sparse matrix or DataFrame
+        What has no rows that can be taken apart comes whole.
+
+    Yields
+    ------
+    rows : array-like, sparse matrix or DataFrame
+    """
+    shape: tuple[int, ...] = getattr(X, "shape", ())
+    if len(shape) < 2 or not hasattr(X, "__getitem__"):
+        yield X
+        return
+    sizes = [_NUMBERS_AN_OUTPUT * proven_network(chain.classifier).n_outputs for chain in chains]
+    if any(chain.steps for chain in chains):
+        sizes.append(_NUMBERS_A_COLUMN * shape[1])
+    rows = getattr(X, "iloc", X)
+    places = list(row_slices(shape[0], max(math.prod(shape[1:]), *sizes)))
+    yield from (rows[place] for place in places) if len(places) > 1 else [X]
 
 
 def start_of(chains: Sequence[Chain], X: Any, changes: Changes) -> Gains:

@@ -7,7 +7,7 @@ is passed in, so that deciders know of no table and no unit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -25,6 +25,7 @@ from sklip.certified.probabilities import (
 )
 from sklip.certified.radii import Budget, softmax_budget
 from sklip.estimators.base import proven_network
+from sklip.rows import joined
 
 __all__ = ["ByNetwork", "ByTemperature", "ByThreshold", "Claims", "Decider", "LogitsOf", "See"]
 
@@ -56,6 +57,11 @@ class Claims:
     def from_budget(cls, budget: Budget, logits: NDArray[np.float64], codes: NDArray[np.intp]) -> Self:
         """Return the claims of margins that outlast a budget."""
         return cls(codes, budget.radii(logits), budget.rivals(logits, codes))
+
+    @classmethod
+    def joined(cls, n_rows: int, pieces: Iterable[Claims]) -> Self:
+        """Return the claims of several pieces of X as one."""
+        return cls(*joined(n_rows, ((piece.codes, piece.radii, piece.rivals) for piece in pieces)))
 
 
 class Decider(Protocol):

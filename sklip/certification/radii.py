@@ -2,7 +2,7 @@ r"""Certificates of whole estimators, in the units of their own input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sklip.certification.chains import (
     common_columns,
+    pieces_of,
     refuse_other_labels,
     start_of,
     view_of,
@@ -19,7 +20,8 @@ from sklip.certification.deciders import ByNetwork, Claims, Decider
 from sklip.certification.wrappers import decider_of
 from sklip.preprocessing.changes import Changes
 from sklip.preprocessing.edits import CategoricalEdits, Found
-from sklip.rows import as_numpy
+from sklip.preprocessing.steps import described_steps
+from sklip.rows import as_numpy, joined
 
 __all__ = ["certificates", "nearest_rival", "predict_with_radii"]
 
@@ -125,7 +127,8 @@ def certificates(
     True
     """
     changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
-    return _claimed(estimator, X, changes)[2].radii
+    (radii,) = _answered(estimator, X, changes, lambda decider, rows, claims: (claims.radii,))
+    return radii
 
 
 def predict_with_radii(
@@ -178,8 +181,12 @@ def predict_with_radii(
     True
     """
     changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
-    decider, X, claims = _claimed(estimator, X, changes)
-    return _labels(estimator, decider, X, claims), claims.radii
+
+    def answer(decider: Decider, rows: Any, claims: Claims) -> tuple[NDArray[Any], ...]:
+        return _labels(estimator, decider, rows, claims), claims.radii
+
+    labels, radii = _answered(estimator, X, changes, answer)
+    return labels, radii
 
 
 def nearest_rival(
@@ -234,10 +241,14 @@ def nearest_rival(
     array([1, 1, 1])
     """
     changes = Changes(fixed_columns, scale, categorical_edits, categorical_columns)
-    decider, X, claims = _claimed(estimator, X, changes)
-    labels, codes = _labels(estimator, decider, X, claims), decider.classes[claims.codes]
-    # Where a tie is broken in another way, the first of it is the rival.
-    return np.asarray(np.where(labels == codes, decider.classes[claims.rivals], codes))
+
+    def answer(decider: Decider, rows: Any, claims: Claims) -> tuple[NDArray[Any], ...]:
+        labels, codes = _labels(estimator, decider, rows, claims), decider.classes[claims.codes]
+        # Where a tie is broken in another way, the first of it is the rival.
+        return (np.where(labels == codes, decider.classes[claims.rivals], codes),)
+
+    (rivals,) = _answered(estimator, X, changes, answer)
+    return rivals
 
 
 def _labels(estimator: Any, decider: Decider, X: Any, claims: Claims) -> NDArray[Any]:
@@ -248,8 +259,13 @@ def _labels(estimator: Any, decider: Decider, X: Any, claims: Claims) -> NDArray
     return np.asarray(estimator.predict(X))
 
 
-def _claimed(estimator: Any, X: Any, changes: Changes) -> tuple[Decider, NDArray[Any], Claims]:
-    """Return how an estimator decides, X, and what is certified of its rows."""
+def _answered(
+    estimator: Any,
+    X: Any,
+    changes: Changes,
+    answer: Callable[[Decider, Any, Claims], tuple[NDArray[Any], ...]],
+) -> tuple[NDArray[Any], ...]:
+    """Return what is answered, piece by piece, about rows and what is certified of them."""
     decider, X = decider_of(estimator), as_numpy(X)
     chains, edits = decider.chains, None
     refuse_other_labels(X, chains[0].names, changes)
@@ -258,18 +274,23 @@ def _claimed(estimator: Any, X: Any, changes: Changes) -> tuple[Decider, NDArray
         edits = CategoricalEdits(changes, [chain.steps for chain in chains], X, names, n_columns)
         changes = Changes(edits.held, changes.scale)
     start = start_of(chains, X, changes)
-    views = {id(chain): view_of(chain, X, start) for chain in chains}
-    if changes.scale is None:
-        for chain in chains:
-            warn_of_a_throttle(views[id(chain)].gains, chain.names)
-    claims = decider.claims(lambda chain: views[id(chain)])
-    if edits is None:
-        return decider, X, claims
 
-    def evaluate(rows: Any) -> Found:
-        claims = decider.claims(lambda chain: view_of(chain, rows, start))
+    def claims_on(rows: Any) -> Claims:
+        return decider.claims(lambda chain: view_of(chain, rows, start))
+
+    def found(rows: Any) -> Found:
+        claims = claims_on(rows)
         return claims.codes, claims.radii, claims.rivals
 
-    found = (claims.codes, claims.radii, claims.rivals)
-    n_values = max(chain.classifier.n_features_in_ for chain in chains)
-    return decider, X, Claims(*edits.least(evaluate, found, n_values))
+    n_rows, pieces = np.shape(X)[0], pieces_of(chains, X)
+    if edits is None:
+        answers = joined(n_rows, (answer(decider, rows, claims_on(rows)) for rows in pieces))
+    else:
+        n_values = max(chain.classifier.n_features_in_ for chain in chains)
+        codes, radii, rivals = joined(n_rows, map(found, pieces))
+        least = edits.least(found, (codes, radii, rivals), n_values)
+        answers = answer(decider, X, Claims(*least))
+    if changes.scale is None:
+        for chain in chains:
+            warn_of_a_throttle(described_steps(chain.steps, start)[1], chain.names)
+    return answers

@@ -13,6 +13,7 @@ from sklip.certification.chains import (
     Chain,
     View,
     common_columns,
+    pieces_of,
     refuse_images,
     refuse_other_labels,
     start_of,
@@ -24,7 +25,7 @@ from sklip.certified import Gains
 from sklip.certified.arithmetic import FLOOR
 from sklip.preprocessing.changes import Changes
 from sklip.preprocessing.steps import described_steps
-from sklip.rows import as_numpy
+from sklip.rows import as_numpy, joined
 
 __all__ = ["certified_ranges"]
 
@@ -105,27 +106,32 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
     start = start_of(chains, X, changes)
     gains = np.max([described_steps(chain.steps, start)[1].of_columns for chain in chains], axis=0)
     reaches = gains > 0
-    # A column alone may go as far as all of them together, measured as they are.
-    joint = decider.claims(lambda chain: view_of(chain, X, start)).radii
     # In units in which all columns count alike, what rounding costs is of the same size for each.
     units = np.where(reaches, np.maximum(1.0 / np.where(reaches, gains, 1.0), FLOOR), 1.0)
     fixed = start.matrix == 0
     alike = Gains.at_start(len(fixed), fixed, units)
-    views = {id(chain): view_of(chain, X, alike) for chain in chains}
-    margins = {key: view.network.margins_behind(view.gains) for key, view in views.items()}
 
-    def seen_if_alone(column: int) -> See:
-        def see(chain: Chain) -> View:
-            return replace(views[id(chain)], bounds=margins[id(chain)].of_column(column))
+    def ranges_of(rows: Any) -> NDArray[np.float64]:
+        # A column alone may go as far as all of them together, measured as they are.
+        joint = decider.claims(lambda chain: view_of(chain, rows, start)).radii
+        views = {id(chain): view_of(chain, rows, alike) for chain in chains}
+        margins = {key: view.network.margins_behind(view.gains) for key, view in views.items()}
 
-        return see
+        def seen_if_alone(column: int) -> See:
+            def see(chain: Chain) -> View:
+                return replace(views[id(chain)], bounds=margins[id(chain)].of_column(column))
 
-    n_rows = len(views[id(chains[0])].decided.logits)
-    ranges = np.full((n_rows, len(units)), np.inf)
-    for column in np.flatnonzero(reaches).tolist():
-        claims = decider.claims(seen_if_alone(column))
-        ranges[:, column] = np.maximum(_in_units(claims.radii, units[column]), joint)
-    ranges[:, fixed] = np.nan
+            return see
+
+        ranges = np.full((len(joint), len(units)), np.inf)
+        for column in np.flatnonzero(reaches).tolist():
+            claims = decider.claims(seen_if_alone(column))
+            ranges[:, column] = np.maximum(_in_units(claims.radii, units[column]), joint)
+        ranges[:, fixed] = np.nan
+        return ranges
+
+    pieces = ((ranges_of(rows),) for rows in pieces_of(chains, X))
+    (ranges,) = joined(np.shape(X)[0], pieces)
     return _like(X, ranges, names)
 
 

@@ -71,12 +71,11 @@ class ByMean(_Vote[ByNetwork]):
         taus = [check_tau(member.chain.classifier.tau_) for member in self.members]
         n_samples, n_classes = len(views[0].decided.logits), len(self.classes)
         step = max(1, _VALUES_AT_ONCE // (len(views) * n_classes**2))
-        found = []
-        for start in range(0, n_samples, step):
-            pieces = [view.rows(slice(start, start + step)) for view in views]
-            found.append(self._claims(pieces, taus))
-        parts = zip(*((piece.codes, piece.radii, piece.rivals) for piece in found), strict=True)
-        return Claims(*map(np.concatenate, parts))
+        places = [slice(start, start + step) for start in range(0, n_samples, step)]
+        return Claims.joined(
+            n_samples,
+            (self._claims([view.rows(place) for view in views], taus) for place in places),
+        )
 
     def _claims(self, views: Sequence[View], taus: Sequence[float]) -> Claims:
         members, longest = [], np.full(len(views[0].decided.logits), np.inf)

@@ -29,6 +29,7 @@ from sklip.certification.deciders import ByNetwork, ByTemperature, ByThreshold, 
 from sklip.certification.voting import ByMean, ByVotes
 from sklip.certified.integrity import refuse_altered
 from sklip.estimators import LipschitzClassifier
+from sklip.estimators.base import as_fitted
 from sklip.preprocessing.steps import flat_steps
 
 __all__ = ["decider_of", "register_wrapper"]
@@ -108,8 +109,8 @@ def decider_of(estimator: Any, method: str = "predict") -> Decider:
         If it is not fitted.
     """
     if isinstance(estimator, LipschitzClassifier):
-        check_is_fitted(estimator)
-        return ByNetwork(Chain((), estimator, method), estimator.classes_)
+        fitted = as_fitted(estimator)
+        return ByNetwork(Chain((), fitted, method), fitted.classes_)
     refuse_altered(estimator)
     name = type(estimator).__name__
     if type(estimator) in _KINDS:

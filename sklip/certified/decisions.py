@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from sklip.certified.direct_sums import direct_forward, forward_one_by_one
 from sklip.certified.margins import MarginErrors
 from sklip.certified.radii import pair_rows, predicted_codes, predicted_margins
-from sklip.rows import as_tensor, row_pieces
+from sklip.rows import as_tensor, joined
 
 __all__ = ["Decisions", "decide", "with_winners"]
 
@@ -59,10 +59,9 @@ class Decisions:
     lengths: NDArray[np.float64]
 
     @classmethod
-    def joined(cls, parts: Iterable[Decisions]) -> Decisions:
+    def joined(cls, n_rows: int, parts: Iterable[Decisions]) -> Decisions:
         """Return the decisions on several pieces of X as one."""
-        fields = zip(*((part.logits, part.errors, part.lengths) for part in parts), strict=True)
-        return cls(*map(np.concatenate, fields))
+        return cls(*joined(n_rows, ((part.logits, part.errors, part.lengths) for part in parts)))
 
     @classmethod
     def empty(cls, n_samples: int, n_outputs: int) -> Decisions:
@@ -144,10 +143,10 @@ def decide(
     network: nn.Module,
     input_shape: tuple[int, ...],
     precisions: Sequence[MarginErrors],
-    rows: NDArray[Any],
+    pieces: Iterable[NDArray[Any]],
     share: float,
 ) -> Iterator[Decisions]:
-    """Evaluate flat rows, a piece at a time, in the first precision that is exact enough for each.
+    """Evaluate pieces of flat rows, in the first precision that is exact enough for each row.
 
     Parameters
     ----------
@@ -156,7 +155,7 @@ def decide(
     input_shape : tuple of int
     precisions : sequence of MarginErrors
         That of the network, and float64, which may be the same.
-    rows : ndarray of shape (n_samples, n_values)
+    pieces : iterable of ndarray of shape (n_rows, n_values)
         The caller's own values, of any type.
     share : float
         Part of every margin that errors may take, at most 1, before float64 is asked.
@@ -167,7 +166,7 @@ def decide(
     """
     evaluate = _Evaluation(network, precisions[0].arithmetic.dtype, input_shape)
     *_, finest = precisions
-    for piece in row_pieces(rows, finest.n_outputs):
+    for piece in pieces:
         pending = np.arange(len(piece))
         decided = Decisions.empty(len(piece), finest.n_outputs)
         for precision in precisions:

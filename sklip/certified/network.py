@@ -31,12 +31,14 @@ from sklip.certified.radii import Budget, certified_radii
 from sklip.certified.rules import described_chain
 from sklip.certified.seals import opened, sealed
 from sklip.certified.state import network_from_state, network_state
-from sklip.rows import as_numpy
+from sklip.rows import as_numpy, joined, row_pieces
 
 __all__ = ["CertifiedNetwork"]
 
 # The part of a margin that rounding may take before float64 is asked for its radius.
 _NEGLIGIBLE = 0.01
+# Logits, errors, margins and what is set aside of them are in memory at the same time.
+_NUMBERS_AN_OUTPUT = 16
 
 
 class CertifiedNetwork:
@@ -183,8 +185,10 @@ class CertifiedNetwork:
         logits : ndarray of shape (n_samples, n_outputs)
             In the network's precision.
         """
-        dtype = self.arithmetic.dtype
-        return np.concatenate([part.logits_in(dtype) for part in self._decided(X, 1.0)])
+        rows, dtype = self._rows(X), self.arithmetic.dtype
+        parts = self._decided(rows, 1.0)
+        (logits,) = joined(len(rows), ((part.logits_in(dtype),) for part in parts))
+        return logits
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.intp]:
         """Return class codes.
@@ -199,7 +203,9 @@ class CertifiedNetwork:
         codes : ndarray of shape (n_samples,)
             Position of the largest logit; for a single logit, 1 where it is positive.
         """
-        return np.concatenate([part.codes for part in self._decided(X, 1.0)])
+        rows = self._rows(X)
+        (codes,) = joined(len(rows), ((part.codes,) for part in self._decided(rows, 1.0)))
+        return codes
 
     def predict_with_radii(self, X: ArrayLike | Tensor) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """Return class codes and certified radii, in one pass.
@@ -222,12 +228,12 @@ class CertifiedNetwork:
             If layers or weights were changed after the proof.
         """
         self.check_unchanged()
-        parts = [
-            (piece.codes, self.budget(piece).radii(piece.logits))
-            for piece in self._decided(X, _NEGLIGIBLE)
-        ]
-        codes, radii = zip(*parts, strict=True)
-        return np.concatenate(codes), np.concatenate(radii)
+        rows = self._rows(X)
+        parts = self._decided(rows, _NEGLIGIBLE)
+        codes, radii = joined(
+            len(rows), ((part.codes, self.budget(part).radii(part.logits)) for part in parts)
+        )
+        return codes, radii
 
     def radii(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return for each row a radius inside which the predicted class can't change.
@@ -257,7 +263,13 @@ class CertifiedNetwork:
         losses : ndarray of shape (n_samples,)
             Between 0 and 1; 0 where the radius is 0 with or without the charge.
         """
-        decided = self.decisions(X)
+        self.check_unchanged()
+        rows = self._rows(X)
+        parts = self._decided(rows, _NEGLIGIBLE)
+        (losses,) = joined(len(rows), ((self._rounding_loss(part),) for part in parts))
+        return losses
+
+    def _rounding_loss(self, decided: Decisions) -> NDArray[np.float64]:
         uncharged = certified_radii(decided.logits, self.margin_bounds)
         charged = self.budget(decided).radii(decided.logits)
         comparable = (uncharged > 0) & np.isfinite(uncharged)
@@ -283,10 +295,25 @@ class CertifiedNetwork:
             If layers or weights were changed after the proof.
         """
         self.check_unchanged()
-        return Decisions.joined(self._decided(X, _NEGLIGIBLE))
+        rows = self._rows(X)
+        return Decisions.joined(len(rows), self._decided(rows, _NEGLIGIBLE))
 
-    def _decided(self, X: ArrayLike | Tensor, share: float) -> Iterator[Decisions]:
-        return decide(self.network, self.input_shape, self.precisions, self._rows(X), share)
+    def pieces(self, X: ArrayLike | Tensor) -> Iterator[NDArray[Any]]:
+        """Yield flat rows of X, so many at a time that what is computed of them takes little memory.
+
+        Parameters
+        ----------
+        X : array-like or Tensor
+            As for :meth:`logits`.
+
+        Yields
+        ------
+        rows : ndarray of shape (n_rows, n_values)
+        """
+        return row_pieces(self._rows(X), _NUMBERS_AN_OUTPUT * self.n_outputs)
+
+    def _decided(self, rows: NDArray[Any], share: float) -> Iterator[Decisions]:
+        return decide(self.network, self.input_shape, self.precisions, self.pieces(rows), share)
 
     def _rows(self, X: ArrayLike | Tensor) -> NDArray[Any]:
         array = np.asanyarray(as_numpy(X))
@@ -298,7 +325,7 @@ class CertifiedNetwork:
             )
         if array.dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got {array.dtype}; convert it.")
-        rows: NDArray[Any] = array.reshape(len(array), n_values)
+        rows: NDArray[Any] = array
         return rows
 
     # -- what is proven ----------------------------------------------------------------------

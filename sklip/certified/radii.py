@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sklip.certified.arithmetic import FLOOR
-from sklip.rows import row_pieces
+from sklip.rows import joined, row_pieces
 
 __all__ = [
     "Budget",
@@ -213,10 +213,9 @@ def pair_rows(logits: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
 
 def row_lengths_upper(rows: NDArray[Any]) -> NDArray[np.float64]:
     """Return upper bounds on the L2 lengths of flat rows, whatever their precision loses."""
+    pieces = (piece.astype(np.float64, copy=False) for piece in row_pieces(rows))
     with np.errstate(over="ignore"):
-        lengths = np.concatenate(
-            [np.linalg.norm(piece.astype(np.float64, copy=False), axis=1) for piece in row_pieces(rows)]
-        )
+        (lengths,) = joined(len(rows), ((np.linalg.norm(piece, axis=1),) for piece in pieces))
     # Rounding to float32 moves a length by less than this factor, summation by far less.
     return np.asarray(lengths * (1 + 2.0**-20) + 1e-30)
 

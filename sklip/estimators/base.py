@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -23,15 +24,15 @@ from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
 from sklip.estimators.parameters import resolve_dtype
 from sklip.estimators.storage import StoredEstimator
 from sklip.inputs import (
+    as_images,
     as_labels,
-    as_rows,
     check_castable,
     check_input_shape,
     check_sample_weight,
     inferred_input_shape,
 )
 from sklip.layers import polish_, to_torch
-from sklip.rows import as_numpy
+from sklip.rows import as_numpy, as_stored, joined
 from sklip.training.callbacks import check_heard, check_resumable
 from sklip.training.checkpoints import Checkpoint
 from sklip.training.columns import weighted_columns
@@ -41,7 +42,9 @@ from sklip.training.net import LipschitzNet, Watcher
 from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 
-__all__ = ["LipschitzEstimator", "proven_network"]
+__all__ = ["LipschitzEstimator", "as_fitted", "proven_network"]
+
+Estimator = TypeVar("Estimator", bound="LipschitzEstimator")
 
 
 class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore[misc]
@@ -201,13 +204,9 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         """Validate everything. scikit-learn's own check stores the number and names of features."""
         given_shape, X = check_input_shape(self.input_shape), as_numpy(X)
         shape = self.input_shape_ if goes_on else inferred_input_shape(X, given_shape)
-        rows, targets = validate_data(
-            self,
-            as_rows(X, shape, type(self).__name__),
-            as_labels(y),
-            reset=not goes_on,
-            order="C",
-        )
+        images = as_images(X, shape, type(self).__name__)
+        stored, as_given = as_stored(images)
+        rows, targets = validate_data(self, stored, as_labels(y), reset=not goes_on, order="C")
         if given_shape is not None and rows.shape[1] != np.prod(given_shape):
             raise ValueError(
                 f"X has {rows.shape[1]} features, but input_shape={given_shape} needs "
@@ -216,6 +215,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         weight = check_sample_weight(sample_weight, len(rows))
         targets, weight, labels = self._read_targets(targets, weight, classes, goes_on=goes_on)
         input_shape = (rows.shape[1],) if shape is None else shape
+        rows = as_given(rows)
         if goes_on and self.dtype in ("auto", self.dtype_):
             dtype = self.dtype_
         else:
@@ -264,7 +264,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
     # -- prediction --------------------------------------------------------------------------
 
     def network_rows(self, X: ArrayLike) -> NDArray[Any]:
-        """Return X, validated, as the flat rows that `certified_network_` takes.
+        """Return X, validated, as `certified_network_` takes it: where it lies, if that is possible.
 
         Parameters
         ----------
@@ -273,13 +273,18 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
 
         Returns
         -------
-        rows : ndarray of shape (n_samples, n_features_in_)
+        rows : ndarray of shape (n_samples, n_features_in_) or (n_samples, *input_shape_)
         """
         check_is_fitted(self)
-        rows = validate_data(
-            self, as_rows(X, self.input_shape_, type(self).__name__), reset=False, order="C"
-        )
-        return check_castable(rows, self.dtype_)
+        stored, as_given = as_stored(as_images(X, self.input_shape_, type(self).__name__))
+        return check_castable(as_given(validate_data(self, stored, reset=False)), self.dtype_)
+
+    def _by_pieces(
+        self, X: ArrayLike, evaluate: Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]
+    ) -> tuple[NDArray[Any], ...]:
+        """Return what is computed of the rows of X, a piece at a time: X may be larger than memory."""
+        rows = self.network_rows(X)
+        return joined(len(rows), map(evaluate, self.certified_network_.pieces(rows)))
 
     def to_torch(self) -> nn.Module:
         """Return a copy of the trained network in plain layers, in evaluation mode.
@@ -323,6 +328,23 @@ def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
             "large values."
         )
     return CertifiedNetwork.prove(to_torch(polish_(module)), data.input_shape, data.dtype)
+
+
+def as_fitted(estimator: Estimator) -> Estimator:
+    """Return what an estimator is at this moment: later fits replace its networks in the other only.
+
+    Whoever reads several fitted attributes, or one several times, would else have some of each model
+    while another thread trains.
+
+    Raises
+    ------
+    NotFittedError
+        If it is not fitted.
+    """
+    fitted = object.__new__(type(estimator))
+    fitted.__dict__.update(estimator.__dict__)  # at once: the interpreter's lock is held
+    check_is_fitted(fitted)
+    return fitted
 
 
 def proven_network(estimator: LipschitzEstimator, method: str = "predict") -> CertifiedNetwork:

@@ -2,6 +2,7 @@ r"""What a classifier predicts, and the radii of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from sklip.certified.decisions import with_winners
 from sklip.certified.radii import predicted_codes
-from sklip.estimators.base import LipschitzEstimator, proven_network
+from sklip.estimators.base import LipschitzEstimator, as_fitted, proven_network
 from sklip.metrics import certified_accuracy_score
 
 __all__ = ["PredictingEstimator", "probabilities_of"]
@@ -36,8 +37,8 @@ class PredictingEstimator(LipschitzEstimator):
         scores : ndarray of shape (n_samples,) or (n_samples, n_classes)
             For two classes one logit, positive for ``classes_[1]``.
         """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
+        fitted = as_fitted(self)
+        logits = fitted.certified_network_.logits(fitted.network_rows(X))
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -55,8 +56,12 @@ class PredictingEstimator(LipschitzEstimator):
         -------
         labels : ndarray of shape (n_samples,)
         """
-        rows = self.network_rows(X)
-        labels: NDArray[Any] = self.classes_[self.certified_network_.predict(rows)]
+        fitted = as_fitted(self)
+
+        def predicted(rows: NDArray[Any]) -> tuple[NDArray[Any]]:
+            return (fitted.classes_[fitted.certified_network_.predict(rows)],)
+
+        (labels,) = fitted._by_pieces(X, predicted)
         return labels
 
     def predict_proba(self, X: ArrayLike) -> NDArray[Any]:
@@ -73,10 +78,7 @@ class PredictingEstimator(LipschitzEstimator):
         -------
         probabilities : ndarray of shape (n_samples, n_classes)
         """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        probabilities = probabilities_of(torch.from_numpy(logits), self.tau_)
-        return with_winners(probabilities.numpy(), predicted_codes(logits))
+        return self._from_logits(X, probabilities_of)
 
     def predict_log_proba(self, X: ArrayLike) -> NDArray[Any]:
         """Return the logarithms of :meth:`predict_proba`, exact where that is 0 or 1 by rounding.
@@ -92,10 +94,21 @@ class PredictingEstimator(LipschitzEstimator):
         -------
         log_probabilities : ndarray of shape (n_samples, n_classes)
         """
-        rows = self.network_rows(X)
-        logits = self.certified_network_.logits(rows)
-        logarithms = _log_probabilities(torch.from_numpy(logits), self.tau_)
-        return with_winners(logarithms.numpy(), predicted_codes(logits))
+        return self._from_logits(X, _log_probabilities)
+
+    def _from_logits(
+        self, X: ArrayLike, function: Callable[[torch.Tensor, float], torch.Tensor]
+    ) -> NDArray[Any]:
+        """Return ``function(logits, tau)``, its largest values those of the predicted classes."""
+        fitted = as_fitted(self)
+
+        def found(rows: NDArray[Any]) -> tuple[NDArray[Any]]:
+            logits = fitted.certified_network_.logits(rows)
+            values = function(torch.from_numpy(logits), fitted.tau_).numpy()
+            return (with_winners(values, predicted_codes(logits)),)
+
+        (values,) = fitted._by_pieces(X, found)
+        return values
 
     def certificates_(self, X: ArrayLike) -> NDArray[np.float64]:
         r"""Return for each row a radius inside which the predicted class can't change.
@@ -140,9 +153,15 @@ class PredictingEstimator(LipschitzEstimator):
         radii : ndarray of shape (n_samples,)
             L2, in the units of X; 0 where nothing can be said.
         """
-        network = proven_network(self)
-        codes, radii = network.predict_with_radii(self.network_rows(X))
-        return self.classes_[codes], radii
+        fitted = as_fitted(self)
+        network = proven_network(fitted)
+
+        def found(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+            codes, radii = network.predict_with_radii(rows)
+            return fitted.classes_[codes], radii
+
+        labels, radii = fitted._by_pieces(X, found)
+        return labels, radii
 
     def rounding_loss(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the share of each radius that rounding takes away: at most about 1 %.
@@ -157,8 +176,8 @@ class PredictingEstimator(LipschitzEstimator):
         losses : ndarray of shape (n_samples,)
             Between 0 and 1; 0 where the radius is 0 with or without the charge.
         """
-        network = proven_network(self)
-        return network.rounding_loss(self.network_rows(X))
+        fitted = as_fitted(self)
+        return proven_network(fitted).rounding_loss(fitted.network_rows(X))
 
     def certified_score(
         self, X: ArrayLike, y: ArrayLike, eps: float, sample_weight: ArrayLike | None = None

@@ -72,7 +72,7 @@ class Way:
         for step in self.chain.steps:
             values = step.transform(values)
         found: NDArray[Any] = self.chain.classifier.network_rows(values)
-        return found
+        return found.reshape(len(found), -1)
 
     def back(
         self, slopes: NDArray[np.float64], rows: NDArray[np.intp], changes: NDArray[np.float64]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,8 +71,8 @@ class TrainingData:
 
     Parameters
     ----------
-    rows : ndarray of shape (n_rows, n_features)
-        Of any type; it may be a file mapped into memory.
+    rows : ndarray of shape (n_rows, n_features) or (n_rows, *input_shape)
+        Of any type, images in whatever order of memory; it may be a file mapped into memory.
     targets : ndarray of shape (n_rows,)
         Class codes, or numbers.
     sample_weight : ndarray of shape (n_rows,), or None
@@ -94,7 +95,7 @@ class TrainingData:
     @functools.cached_property
     def moments(self) -> Moments:
         """Weighted mean and spread of the rows; those of weight 0 don't count."""
-        n_features, start = self.rows.shape[1], 0
+        n_features, start = math.prod(self.rows.shape[1:]), 0
         total = Moments(0.0, np.zeros(n_features), np.zeros(n_features))
         with np.errstate(over="ignore", invalid="ignore"):
             for piece in row_pieces(self.rows):
@@ -210,7 +211,7 @@ class Samples:
             rows = rows.to(self.X.device)
         # Gathered in the caller's type, then converted: that reads the least. Always a copy, since a
         # layer that works in place must not reach the caller's X.
-        X = self.X[rows].to(self.y.device, self.dtype, copy=isinstance(rows, slice))
+        X = self.X[rows].to(self.y.device, self.dtype, copy=isinstance(rows, slice)).contiguous()
         weight = None if self.sample_weight is None else self.sample_weight[draw]
         return Batch.of(X, self.y[draw], weight)
 

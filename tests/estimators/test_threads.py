@@ -11,7 +11,7 @@ from joblib import Parallel, delayed
 from sklearn.model_selection import cross_val_score
 from torch import nn
 
-from sklip import LipschitzClassifier
+from sklip import CertifiedNetwork, LipschitzClassifier, certificates, certified_ranges
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -105,3 +105,31 @@ def test_no_filter_of_warnings_is_set(few_digits, monkeypatch):
     monkeypatch.setattr(warnings, "filterwarnings", refused)
     monkeypatch.setattr(warnings, "simplefilter", refused)
     assert len(clf.certified_network_.logits(rows)) == len(rows)
+
+
+def test_what_is_certified_is_of_one_model_while_another_thread_trains(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    clf = LipschitzClassifier(hidden_layer_sizes=(4,), max_epochs=2, random_state=0).fit(X, y)
+    calls = {
+        "ranges": lambda: certified_ranges(clf, X),
+        "radii": lambda: certificates(clf, X),
+        "labels and radii": lambda: np.stack(clf.predict_with_radii(X)),
+        "probabilities": lambda: clf.predict_proba(X),
+    }
+    network = clf.certified_network_
+    expected = {name: call() for name, call in calls.items()}
+    decisions = CertifiedNetwork._decided
+
+    def trains_meanwhile(self, *arguments):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(clf.set_params(tau=7.0).partial_fit, X, y).result()
+        return decisions(self, *arguments)
+
+    for name, call in calls.items():
+        clf.set_params(tau=3.0).fit(X, y)
+        monkeypatch.setattr(CertifiedNetwork, "_decided", trains_meanwhile)
+        np.testing.assert_array_equal(call(), expected[name])
+        monkeypatch.undo()
+        assert clf.certified_network_ is not network
+        assert not np.array_equal(call(), expected[name])
