@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 torch.set_num_threads(1)
 # Of tests/test_fuzz.py; by `pytest tests/test_fuzz.py --hypothesis-profile=long`.
 settings.register_profile(
-    "long", max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck)
+    "long", max_examples=2_000, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

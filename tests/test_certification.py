@@ -30,7 +30,14 @@ from sklearn.preprocessing import (
 )
 from torch import nn
 
-from sklip import CertifiedNetwork, LipschitzClassifier, certificates, layers, predict_with_radii
+from sklip import (
+    CertifiedNetwork,
+    LipschitzClassifier,
+    certificates,
+    certified_ranges,
+    layers,
+    predict_with_radii,
+)
 
 # Behind a StandardScaler, a pixel that is rarely used limits the radii of digits.
 pytestmark = pytest.mark.filterwarnings("ignore:The steps enlarge a change of column")
@@ -63,6 +70,13 @@ def test_certificates_of_a_classifier_are_its_own(fitted, few_digits):
     expected = [exact_radius(row, bounds) for row in fitted.decision_function(few_digits[0])]
     assert all(Fraction(r) <= e for r, e in zip(radii.tolist(), expected, strict=True))
     assert radii.max() > 0
+
+
+@pytest.mark.parametrize("function", [certificates, certified_ranges, predict_with_radii])
+@pytest.mark.parametrize("X", [np.array(1.0), {"a": [1.0]}, None], ids=str)
+def test_what_has_no_rows_is_refused(fitted, function, X):
+    with pytest.raises(ValueError, match="Expected 2D array, got scalar array instead"):
+        function(fitted, X)
 
 
 def standard_constant(scaler):

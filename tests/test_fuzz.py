@@ -748,6 +748,7 @@ def check_certificates(clf, X, rng):
     with quiet():
         labels, radii = clf.predict_with_radii(X)
         same_labels, rows = clf.predict(X), clf.network_rows(X)
+        rows = rows.reshape(len(rows), -1)
         scores, probabilities = clf.decision_function(X), clf.predict_proba(X)
         logarithms, losses = clf.predict_log_proba(X), clf.rounding_loss(X)
         network = clf.to_torch()

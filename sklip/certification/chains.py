@@ -25,6 +25,7 @@ __all__ = [
     "Chain",
     "View",
     "common_columns",
+    "n_rows_of",
     "pieces_of",
     "refuse_images",
     "refuse_other_labels",
@@ -176,6 +177,12 @@ def pieces_of(chains: Sequence[Chain], X: Any) -> Iterator[Any]:
     rows = getattr(X, "iloc", X)
     places = list(row_slices(shape[0], max(math.prod(shape[1:]), *sizes)))
     yield from (rows[place] for place in places) if len(places) > 1 else [X]
+
+
+def n_rows_of(X: Any) -> int:
+    """Return the number of rows; 0 of what has none, which is refused where it is read."""
+    shape = np.shape(X)
+    return int(shape[0]) if shape else 0
 
 
 def start_of(chains: Sequence[Chain], X: Any, changes: Changes) -> Gains:

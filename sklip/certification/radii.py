@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sklip.certification.chains import (
     common_columns,
+    n_rows_of,
     pieces_of,
     refuse_other_labels,
     start_of,
@@ -282,7 +283,7 @@ def _answered(
         claims = claims_on(rows)
         return claims.codes, claims.radii, claims.rivals
 
-    n_rows, pieces = np.shape(X)[0], pieces_of(chains, X)
+    n_rows, pieces = n_rows_of(X), pieces_of(chains, X)
     if edits is None:
         answers = joined(n_rows, (answer(decider, rows, claims_on(rows)) for rows in pieces))
     else:

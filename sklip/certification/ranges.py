@@ -13,6 +13,7 @@ from sklip.certification.chains import (
     Chain,
     View,
     common_columns,
+    n_rows_of,
     pieces_of,
     refuse_images,
     refuse_other_labels,
@@ -131,7 +132,7 @@ def certified_ranges(estimator: Any, X: ArrayLike, *, fixed_columns: Iterable[st
         return ranges
 
     pieces = ((ranges_of(rows),) for rows in pieces_of(chains, X))
-    (ranges,) = joined(np.shape(X)[0], pieces)
+    (ranges,) = joined(n_rows_of(X), pieces)
     return _like(X, ranges, names)
 
 
