@@ -362,7 +362,7 @@ def test_errors_of_any_class_bound_those_of_all_its_differences(make):
 
 
 def test_few_rows_are_decided_at_once_where_classes_are_many(monkeypatch):
-    monkeypatch.setattr("sklip.rows._VALUES_AT_ONCE", 12)
+    monkeypatch.setattr("sklip.rows._VALUES_AT_ONCE", 3 * 16 * 4)
     certified = CertifiedNetwork.prove(nn.Linear(2, 4), (2,))
     parts = certified._decided(np.ones((10, 2)), 1.0)
     assert [len(part.logits) for part in parts] == [3, 3, 3, 1]
