@@ -328,10 +328,11 @@ LABELS = {
     "one class": [1, 1, 1],
     "one word": ["a", "a", "a"],
     "void": np.array([b"a", b"b", b"c"], "V1"),
-    "StringDType": np.array(NAMES, np.dtypes.StringDType()),
     "objects": [object(), object(), object()],
     "lists": [[0], [1], [2]],
 }
+if hasattr(np.dtypes, "StringDType"):  # of NumPy 2
+    LABELS["StringDType"] = np.array(NAMES, np.dtypes.StringDType())
 
 
 def _objects(y):

@@ -62,7 +62,7 @@ def test_scikit_learn_checks(estimator, check):
 
 def test_no_check_is_skipped_or_expected_to_fail():
     checks = list(estimator_checks_generator(LipschitzClassifier(), mark=None))
-    assert len(checks) >= 63
+    assert len(checks) >= 62  # of scikit-learn 1.7; later versions have more
     tags = LipschitzClassifier().__sklearn_tags__()
     assert not tags.non_deterministic
     assert not tags.classifier_tags.poor_score

@@ -173,7 +173,7 @@ def test_checkpoints_hold_the_weights_of_the_least_loss(data, tmp_path, held_out
         loss < min(losses[:i], default=np.inf) for i, loss in enumerate(losses)
     ]
     expected = callback(clf, "keep").epochs_[int(np.argmin(losses))]
-    stored = torch.load(tmp_path / "params.pt")
+    stored = torch.load(tmp_path / "params.pt", weights_only=True)
     assert stored.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(stored[name], value, rtol=0, atol=0)
@@ -204,7 +204,7 @@ def test_the_best_checkpoint_can_be_what_is_proven(data, tmp_path):
 
 def test_a_checkpoint_at_the_end_is_written(data, tmp_path):
     clf = quick(callbacks=[TrainEndCheckpoint(dirname=str(tmp_path))]).fit(*data)
-    stored = torch.load(tmp_path / "train_end_params.pt")
+    stored = torch.load(tmp_path / "train_end_params.pt", weights_only=True)
     assert stored.keys() == clf.net_.module_.state_dict().keys()
 
 
