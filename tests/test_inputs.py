@@ -384,7 +384,7 @@ class Letter(str, enum.Enum):  # noqa: UP042
         (pd.Series([1, None], dtype="Int64"), "NaN or None"),
         (pd.Series(["a", None], dtype="category"), "NaN or None"),
         (np.array(["2020-01-01", "NaT"], "M8[D]"), "NaN or None"),
-        ([np.timedelta64(1, "D"), np.timedelta64("NaT")], "NaN or None"),
+        ([np.timedelta64(1, "D"), np.timedelta64("NaT", "D")], "NaN or None"),
         (pd.Series([pd.Timestamp("2020-01-01"), pd.NaT]), "NaN or None"),
         (pd.Categorical(["a", 1]), "labels of one kind, got int, str"),
         (np.ma.masked_equal([0, 1], 1), "masked values, which would count; leave these rows out"),
