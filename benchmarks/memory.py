@@ -6,32 +6,48 @@ of the file don't count) while fitting, predicting and certifying.
 
     python benchmarks/memory.py --gigabytes 4
     python benchmarks/memory.py --gigabytes 4 --channels-last
+    python benchmarks/memory.py --gigabytes 4 --dtype float32 --architecture cnn
     python benchmarks/memory.py --rows 10000000
+    python benchmarks/memory.py --times 200
 
 With `--rows`, X is a table of so many rows of 4 columns in float32, and the peak is that beyond X and
-beyond what is returned.
+beyond what is returned. With `--times`, small fits and all that is done with fitted estimators are done
+so often in this process, and what they leave behind is counted: memory, objects, open files, threads,
+processes, temporary files.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import io
+import os
+import pickle
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklip import (
+    CertifiedAccuracyDisplay,
     LipschitzClassifier,
+    LipschitzClassifierCV,
     certificates,
     certified_accuracy_scorer,
     certified_ranges,
+    counterfactual,
     nearest_rival,
     predict_with_radii,
+    to_onnx,
 )
 
 SIDE = 64
@@ -95,6 +111,82 @@ def on_rows(n_rows: int) -> None:
         print(f"| {name} | {(peak - before - returned) / 1e6:.0f} | {returned / 1e6:.0f} |", flush=True)
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process, and of what it reads of files."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def left_behind() -> dict[str, int]:
+    """Return how many of everything that a call could leave behind there are."""
+    gc.collect()
+    kinds = [type(thing) for thing in gc.get_objects()]
+    return {
+        "tensors": sum(issubclass(kind, torch.Tensor) for kind in kinds),
+        "modules": sum(issubclass(kind, torch.nn.Module) for kind in kinds),
+        "objects": len(kinds),
+        "files": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "children": sum(
+            len(file.read_text().split()) for file in Path("/proc/self/task").glob("*/children")
+        ),
+        "temporary files": len(os.listdir(tempfile.gettempdir())),
+    }
+
+
+def many_times(n_times: int) -> None:
+    """Do everything so often, and print a Markdown table of what is there more than after a tenth."""
+    matplotlib.use("Agg")
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    few = {"hidden_layer_sizes": (4,), "max_epochs": 2, "random_state": 0}
+    new = LipschitzClassifier(**few)
+    clf = LipschitzClassifier(**few).fit(X, y)
+    pipeline = make_pipeline(StandardScaler(), clf).fit(X, y)
+    images = rng.normal(size=(12, 1, 8, 8)).astype(np.float32)
+
+    def joblib_file() -> None:
+        file = io.BytesIO()
+        joblib.dump(clf, file)
+        joblib.load(file)
+
+    def checkpoints() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            LipschitzClassifier(**few, checkpoint_dir=folder).fit(X, y)
+            LipschitzClassifier(**few, checkpoint_dir=folder).fit(X, y)
+
+    def picture() -> None:
+        plt.close(CertifiedAccuracyDisplay.from_estimator(clf, X, y).figure_)
+
+    calls: dict[str, Callable[[], object]] = {
+        "fit": lambda: LipschitzClassifier(**few).fit(X, y),
+        "fit again": lambda: new.fit(X, y),
+        "fit, early stopping": lambda: LipschitzClassifier(**few, early_stopping=True).fit(X, y),
+        "fit, images": lambda: LipschitzClassifier(**few, conv_channels=(2,)).fit(images, y[:12]),
+        "fit, checkpoint_dir": checkpoints,
+        "partial_fit": lambda: new.partial_fit(X, y),
+        "LipschitzClassifierCV": lambda: LipschitzClassifierCV(new, taus=(1, 3), cv=2).fit(X, y),
+        "predict": lambda: clf.predict(X),
+        "certificates_": lambda: clf.certificates_(X),
+        "certificates(pipeline, X)": lambda: certificates(pipeline, X),
+        "pickle": lambda: pickle.loads(pickle.dumps(clf)),
+        "joblib": joblib_file,
+        "counterfactual": lambda: counterfactual(clf, X[:2]),
+        "CertifiedAccuracyDisplay": picture,
+        "to_onnx": lambda: to_onnx(pipeline, os.devnull),
+    }
+    print("| call | resident memory (MB) | " + " | ".join(left_behind()) + " |")
+    print("| --- | --- | " + " | ".join("---" for _ in left_behind()) + " |")
+    for name, call in calls.items():
+        for _ in range(max(1, n_times // 10)):
+            call()
+        counts, resident = left_behind(), resident_bytes()
+        for _ in range(n_times):
+            call()
+        more = [after - counts[thing] for thing, after in left_behind().items()]
+        grown = (resident_bytes() - resident) / 1e6
+        print(f"| {name} | {grown:.1f} | " + " | ".join(map(str, more)) + " |", flush=True)
+
+
 def main() -> None:
     """Fit and predict on the file, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -104,7 +196,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=None)
     parser.add_argument("--channels-last", action="store_true", help="images of 64 x 16 x 4")
+    parser.add_argument("--times", type=int, default=None)
+    parser.add_argument("--dtype", choices=["uint8", "float32"], default="uint8")
     arguments = parser.parse_args()
+    if arguments.times is not None:
+        with tempfile.TemporaryDirectory() as tempfile.tempdir:
+            many_times(arguments.times)
+        return
     if arguments.rows is not None:
         on_rows(arguments.rows)
         return
