@@ -1,6 +1,6 @@
 """Peak memory of fit and predict on a file of images larger than that.
 
-X is an np.memmap of uint8 images in a sparse file, which takes no room on disk; most images are black,
+X is an np.memmap of images in a sparse file, which takes no room on disk; most images are black,
 as only memory is of interest. Prints the peak of anonymous memory (RssAnon of /proc/self/status: pages
 of the file don't count) while fitting, predicting and certifying.
 
@@ -224,9 +224,10 @@ def main() -> None:
         on_rows(arguments.rows)
         return
     shape = (SIDE, SIDE // 4, 4) if arguments.channels_last else (1, SIDE, SIDE)
-    n_rows = int(arguments.gigabytes * 1e9 / SIDE**2)
+    dtype = np.dtype(arguments.dtype)
+    n_rows = int(arguments.gigabytes * 1e9 / (SIDE**2 * dtype.itemsize))
     with tempfile.TemporaryDirectory() as folder:
-        X = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(n_rows, *shape))
+        X = np.memmap(Path(folder) / "images", dtype, "w+", shape=(n_rows, *shape))
         X.reshape(n_rows, -1)[: min(n_rows, 100_000), :8] = np.random.default_rng(0).integers(
             0, 256, (min(n_rows, 100_000), 8)
         )
@@ -234,14 +235,14 @@ def main() -> None:
         clf = LipschitzClassifier(
             architecture=arguments.architecture,
             input_shape=(4, SIDE, SIDE // 4) if arguments.channels_last else None,
-            hidden_layer_sizes=(16,),
-            conv_channels=(2, 4),
+            hidden_layer_sizes=(8,),
+            conv_channels=(2,),
             max_epochs=arguments.epochs,
             batch_size=arguments.batch_size,
             random_state=0,
         )
         print(
-            f"{n_rows} images of {' x '.join(map(str, shape))}, {X.nbytes / 1e9:.1f} GB, "
+            f"{n_rows} images of {' x '.join(map(str, shape))} in {dtype}, {X.nbytes / 1e9:.1f} GB, "
             f"{arguments.architecture}\n"
         )
         print(f"before: {anonymous_bytes() / 1e9:.2f} GB\n")
