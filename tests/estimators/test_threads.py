@@ -2,6 +2,7 @@
 
 import asyncio
 import pickle
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -158,8 +159,17 @@ def test_a_pickle_is_of_one_model_while_another_thread_trains(monkeypatch):
     assert loaded.partial_fit(X, y).n_iter_ == n_epochs + 1
 
 
+@pytest.fixture
+def busy_threads():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.slow
-def test_a_thousand_requests_at_once_get_the_answers_of_each_alone():
+def test_a_thousand_requests_at_once_get_the_answers_of_each_alone(busy_threads):
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(50, 3)), np.arange(50) % 3
     clf = LipschitzClassifier(hidden_layer_sizes=(4,), max_epochs=2, random_state=0).fit(X, y)
