@@ -15,6 +15,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     Parameters
     ----------
     path : str or path-like
+        What is no file (a device, a pipe) is written to, never replaced.
     data : bytes
 
     Raises
@@ -24,6 +25,9 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """
     target = Path(path)
     try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
         # In the same folder, so that it can take the other's place in one step.
         beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:

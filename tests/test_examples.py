@@ -1,5 +1,6 @@
 """The examples run as the README says, and show what it says."""
 
+import asyncio
 import functools
 import json
 import re
@@ -128,6 +129,50 @@ def test_the_service_answers_as_the_pipeline_does(tmp_path):
     assert nothing == []
     assert about["classes"] == [0, 1, 2]
     assert about["columns"] == list(range(13))
+
+
+async def asked_at_once(port, rows):
+    """Answers to so many requests, of which a hundred are open at a time."""
+    places = asyncio.Semaphore(100)
+
+    async def ask(row):
+        body = json.dumps({"rows": [row.tolist()]}).encode()
+        head = (
+            "POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        async with places:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + body)
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        return json.loads(answer.partition(b"\r\n\r\n")[2])[0]
+
+    return await asyncio.gather(*map(ask, rows))
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_to_the_service_get_the_answers_of_each_alone(tmp_path):
+    script = runpy.run_path(str(EXAMPLES / "onnx_service.py"))
+    X, y = load_wine(return_X_y=True)
+    X, y = X[::4], y[::4]
+    clf = LipschitzClassifier(hidden_layer_sizes=(8,), max_epochs=5, random_state=0)
+    to_onnx(make_pipeline(StandardScaler(), clf).fit(X, y), tmp_path / "wine.onnx", scale="std")
+    app = script["service"](str(tmp_path / "wine.onnx"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            alone = [script["ask"](f"http://127.0.0.1:{port}", row[None])[0] for row in X]
+            rows = np.resize(np.arange(len(X)), 1000)
+            answers = asyncio.run(asked_at_once(port, X[rows]))
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert answers == [alone[row] for row in rows]
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def certificates(
         QuantileTransformer, feature selectors, "passthrough", Pipelines, ColumnTransformers and
         FeatureUnions of these, and what :func:`sklip.preprocessing.register_transformer` adds.
     X : array-like, sparse matrix or DataFrame
-        What `estimator` takes.
+        What `estimator` takes. Above a few million values it is transformed a part at a time, so steps
+        must act row by row, as scikit-learn's own do.
     fixed_columns : iterable of str or int, default=()
         Columns that can't change, by name or by position at ``fit``: the radius speaks of x' that agree
         with x there. Parts of a ColumnTransformer that read fixed columns only may be anything

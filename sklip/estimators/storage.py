@@ -37,21 +37,20 @@ class StoredEstimator(PlanningEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """Networks are stored as NumPy arrays: they load on a machine without the same device.
 
-        All that was fitted is plain values and arrays, under a seal (:mod:`sklip.certified.seals`).
+        All that was fitted is plain values and arrays, under a seal (:mod:`sklip.certified.seals`),
+        and of one model, which another thread may replace meanwhile.
         """
         state = dict(super().__getstate__())
-        if self.__sklearn_is_fitted__():
-            self.certified_network_.check_unchanged()
-            state["certified_network_"] = self.certified_network_.to_state()
+        if "certified_network_" in state:
+            network, net, plan = (state[name] for name in ("certified_network_", "net_", "_plan_"))
+            network.check_unchanged()
+            state["certified_network_"] = network.to_state()
             state["net_"] = {
-                name: value.cpu().numpy().copy()
-                for name, value in self.net_.module_.state_dict().items()
+                name: value.cpu().numpy().copy() for name, value in net.module_.state_dict().items()
             }
-            state["_plan_"] = {
-                field.name: getattr(self._plan_, field.name) for field in fields(self._plan_)
-            }
+            state["_plan_"] = {field.name: getattr(plan, field.name) for field in fields(plan)}
             if "_moments_" in state:
-                state["_moments_"] = asdict(self._moments_)
+                state["_moments_"] = asdict(state["_moments_"])
             # Known from the parameters.
             del state["_settings_"], state["lipschitz_bound_"]
         return sealed(state)

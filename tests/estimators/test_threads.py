@@ -1,5 +1,8 @@
 """Fits in threads: the results of each alone, and nobody's generators or filters are moved."""
 
+import asyncio
+import pickle
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -133,3 +136,50 @@ def test_what_is_certified_is_of_one_model_while_another_thread_trains(monkeypat
         monkeypatch.undo()
         assert clf.certified_network_ is not network
         assert not np.array_equal(call(), expected[name])
+
+
+def test_a_pickle_is_of_one_model_while_another_thread_trains(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    clf = LipschitzClassifier(hidden_layer_sizes=(4,), max_epochs=2, random_state=0).fit(X, y)
+    expected, n_epochs = clf.predict_proba(X), clf.n_iter_
+    unchanged = CertifiedNetwork.check_unchanged
+
+    def trains_meanwhile(self):
+        monkeypatch.undo()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(clf.set_params(tau=7.0).partial_fit, X + 1, y).result()
+        return unchanged(self)
+
+    monkeypatch.setattr(CertifiedNetwork, "check_unchanged", trains_meanwhile)
+    loaded = pickle.loads(pickle.dumps(clf))
+    assert clf.n_iter_ == n_epochs + 1
+    np.testing.assert_array_equal(loaded.predict_proba(X), expected)
+    assert loaded.n_iter_ == n_epochs
+    assert loaded.partial_fit(X, y).n_iter_ == n_epochs + 1
+
+
+@pytest.fixture
+def busy_threads():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_at_once_get_the_answers_of_each_alone(busy_threads):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 3)), np.arange(50) % 3
+    clf = LipschitzClassifier(hidden_layer_sizes=(4,), max_epochs=2, random_state=0).fit(X, y)
+
+    def answer(row):
+        return np.concatenate([*clf.predict_with_radii(row[None]), clf.predict_proba(row[None])[0]])
+
+    async def service(rows):
+        return await asyncio.gather(*(asyncio.to_thread(answer, row) for row in rows))
+
+    alone = np.stack([answer(row) for row in X])
+    answers = asyncio.run(service(np.tile(X, (20, 1))))
+    np.testing.assert_array_equal(answers, np.tile(alone, (20, 1)))
