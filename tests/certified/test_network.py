@@ -466,3 +466,12 @@ def test_gains_of_another_number_of_values_are_refused():
     # Of the length of a change alone, the number does not matter.
     behind = certified.margins_behind(Gains.at_start(2).times(1.0)).bounds
     np.testing.assert_allclose(behind, certified.margin_bounds, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 2, 2), (4,), (3, 5), (3, 2, 3), (3, 1, 2, 2)], ids=str)
+def test_rows_of_another_shape_and_no_rows_are_refused(shape):
+    certified = CertifiedNetwork.prove(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 2))
+    message = r"X must have at least one row and shape \(n_samples, 4\) or \(n_samples, 2, 2\)"
+    for method in (certified.predict, certified.radii, certified.logits):
+        with pytest.raises(ValueError, match=message):
+            method(np.zeros(shape))
