@@ -86,3 +86,10 @@ def test_nothing_overflows_up_to_the_longest_input_and_no_shorter_one_would_do(s
 def test_no_input_is_short_enough_where_a_value_at_zero_overflows():
     huge = MapBound(1.0, lambda arithmetic: Affine(), at_zero=1e30)
     assert longest_input(Course([huge], FLOAT32), FLOAT32) == 0.0
+
+
+def test_a_value_at_zero_leaves_the_room_to_what_grows_slowly():
+    room = math.sqrt(np.finfo(np.float32).max) / 4
+    near = MapBound(0.5, lambda arithmetic: Affine(), at_zero=0.9 * room)
+    longest = longest_input(Course([near], FLOAT32), FLOAT32)
+    assert longest == pytest.approx(0.1 * room / 0.5, rel=1e-6)
