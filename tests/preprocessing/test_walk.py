@@ -27,10 +27,10 @@ from sklip import (
     certified_accuracy_scorer,
     most_robust,
 )
-from sklip.certified import Affine, Gains, MapBound
+from sklip.certified import Affine, Arithmetic, Gains, MapBound
 from sklip.preprocessing import register_transformer
-from sklip.preprocessing.rules import TRANSFORMERS
-from sklip.preprocessing.walk import walk
+from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
+from sklip.preprocessing.walk import longest_row, walk
 
 # Behind a StandardScaler, a pixel that is rarely used limits the radii of digits.
 pytestmark = pytest.mark.filterwarnings("ignore:The steps enlarge a change of column")
@@ -387,3 +387,14 @@ def test_what_a_step_makes_narrower_is_charged_for_its_precision(dtype, monkeypa
     assert moved.any() == (dtype == "float32")
     assert (drift.offset >= moved).all()
     assert (drift.offset < 1e-5 if dtype == "float32" else drift.offset < 1e-14).all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_rows_go_as_far_as_no_step_overflows(size):
+    X = size * np.random.default_rng(0).normal(size=(20, 3))
+    scaler, unit = MaxAbsScaler().fit(X), 5.0
+    start = Gains.at_start(3, False, np.full(3, unit))
+    _, _, _, longest = walk([scaler], X, None, start)
+    float64 = Arithmetic("float64")
+    room = longest_row(described_transformer(scaler).error_in(float64), float64)
+    np.testing.assert_allclose(longest, room / unit, rtol=1e-9)
