@@ -269,7 +269,7 @@ def write_map(path: Path, tests: list[str]) -> None:
     coverage = Coverage(data_file=None, source=[str(ROOT / "sklip")])
     recorder = _Recorder(coverage)
     coverage.start()
-    pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[recorder])
+    pytest.main(["-q", "-n", "0", "-p", "no:cacheprovider", *tests], plugins=[recorder])
     coverage.stop()
     data = coverage.get_data()
     stored = json.loads(path.read_text()) if path.exists() else {"seconds": {}, "lines": {}}
@@ -327,7 +327,7 @@ def _import_what_tests_import(files: list[str]) -> None:
     read, write = os.pipe()
     if not os.fork():
         _quiet()
-        pytest.main(["-q", "--collect-only", "-p", "no:cacheprovider", *files])
+        pytest.main(["-q", "-n", "0", "--collect-only", "-p", "no:cacheprovider", *files])
         names = [
             name for name in sys.modules if not name.startswith(("sklip", "tests", "_pytest", "__"))
         ]
@@ -381,7 +381,15 @@ def _run_tests(tests: list[str]) -> str:
     chosen = _Chosen(tests)
     files = list(dict.fromkeys(test.split("::")[0] for test in tests))
     # The forks find hypothesis imported.
-    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-q"]
+    quiet = [
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-n",
+        "0",
+    ]
     code = pytest.main([*quiet, "-x", *files], plugins=[chosen])
     return "" if code == 0 else chosen.failed or f"exit {int(code)}"
 

@@ -242,6 +242,12 @@ def test_a_softmax_that_ties_gives_the_labels_of_predict(few_digits):
     inner = estimator.calibrated_classifiers_[0].estimator
     assert (labels != inner.predict(X)).any()
     assert not radii.any()
+    # Beside rows that are certain.
+    X = np.vstack([X, 1e28 * X[:20]])
+    labels, radii = predict_with_radii(estimator, X)
+    np.testing.assert_array_equal(labels, estimator.predict(X))
+    assert not radii[:-20].any()
+    assert radii[-20:].any()
 
 
 # -- certificates under attack -------------------------------------------------------------------

@@ -395,6 +395,8 @@ def test_positions_that_are_labels_of_other_columns_are_refused():
         certificates(pipeline, rows, scale=X.std())
     with pytest.raises(ValueError, match=message.format(0)):
         certificates(pipeline, rows, fixed_columns=[0])
+    with pytest.raises(ValueError, match=message.format(r"(np\.int64\()?0\)?")):
+        certificates(pipeline, rows, fixed_columns=np.array([0]))
     with pytest.raises(ValueError, match=message.format(0)):
         certified_ranges(pipeline, rows, fixed_columns=[0])
     in_deviations = certificates(pipeline, rows, scale=X.std(ddof=0).to_numpy())

@@ -59,6 +59,8 @@ def test_fixed_columns_are_passed_on(fitted, few_digits):
         (np.array([0, 1], dtype=np.int8), 1000, np.int32),
         (np.array([0.0, 1.0]), -1, np.float64),
         (np.array([0.0, 1.0]), math.nan, np.float64),
+        (np.array([0.0, 1.0]), np.int64(-1), np.float64),
+        (np.array([0.0, 1.0]), np.float32(0.5), np.float64),
         (np.array(["no", "yes"]), "can't say", np.dtype("<U9")),
         (np.array(["no", "certainly"]), "?", np.dtype("<U9")),
         (np.array(["no", "yes"], dtype=object), None, object),

@@ -361,6 +361,18 @@ def test_errors_of_any_class_bound_those_of_all_its_differences(make):
     assert worst > 1e-3
 
 
+def test_a_single_logit_has_one_error_and_one_bound_for_both_classes():
+    certified = CertifiedNetwork.prove(binary_network(), (N_FEATURES,), "float32")
+    decided = certified.decisions(np.random.default_rng(0).normal(size=(20, N_FEATURES)))
+    for code in (None, 0, 1):
+        assert not decided.pairs_of(code).any()
+        np.testing.assert_array_equal(decided.errors_of(code), decided.errors)
+        budget = certified.budget(decided, code=code)
+        np.testing.assert_array_equal(
+            budget.radii(decided.logits), certified.budget(decided).radii(decided.logits)
+        )
+
+
 def test_few_rows_are_decided_at_once_where_classes_are_many(monkeypatch):
     monkeypatch.setattr("sklip.rows._VALUES_AT_ONCE", 3 * 16 * 4)
     certified = CertifiedNetwork.prove(nn.Linear(2, 4), (2,))

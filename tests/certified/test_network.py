@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sklip import CertifiedNetwork, layers
-from sklip.certified import Arithmetic, MapBound
+from sklip.certified import Affine, Arithmetic, MapBound
 from sklip.certified.gains import Gains
 from sklip.certified.norms import matrix_norm_upper
 
@@ -466,3 +466,29 @@ def test_gains_of_another_number_of_values_are_refused():
     # Of the length of a change alone, the number does not matter.
     behind = certified.margins_behind(Gains.at_start(2).times(1.0)).bounds
     np.testing.assert_allclose(behind, certified.margin_bounds, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 2, 2), (4,), (3, 5), (3, 2, 3), (3, 1, 2, 2)], ids=str)
+def test_rows_of_another_shape_and_no_rows_are_refused(shape):
+    certified = CertifiedNetwork.prove(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (2, 2))
+    message = r"X must have at least one row and shape \(n_samples, 4\) or \(n_samples, 2, 2\)"
+    for method in (certified.predict, certified.radii, certified.logits):
+        with pytest.raises(ValueError, match=message):
+            method(np.zeros(shape))
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_what_the_maps_before_have_moved_costs_the_constants_times_as_much(n_outputs):
+    certified = proven(random_network(n_outputs), n_outputs)
+    decided = certified.decisions(np.random.default_rng(0).normal(size=(4, 5)))
+    constants = certified.margin_bounds[decided.pairs]
+    # Factors other than 1, which would not be missed.
+    assert not np.isclose(constants, 1, atol=0.1).any()
+    offsets, slope = np.array([0.0, 0.25, 0.5, 4.0]), 0.125
+    still = certified.budget(decided)
+    moved = certified.budget(decided, drift=Affine(offsets, slope))
+    spent, per_distance = constants * offsets[:, None], constants * slope
+    np.testing.assert_allclose(moved.spent - still.spent, spent, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        moved.per_distance - still.per_distance, per_distance, rtol=1e-9, atol=1e-12
+    )

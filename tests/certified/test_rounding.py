@@ -638,6 +638,16 @@ def test_the_charge_of_a_residual_bounds_the_sums_inside(wrap):
     assert charge_of(layer, "float32", (64,)).slope >= 2.0**-24 * 64e20
 
 
+def test_the_charge_of_a_residual_bounds_what_a_rule_of_its_branch_adds(monkeypatch):
+    monkeypatch.setattr(LAYERS, "_rules", dict(LAYERS._rules))
+    # Sums of up to 1e20 / 2 ** -24, of which the next layer leaves nothing.
+    register_layer(Power)(
+        lambda module, shape: MapBound(module.factor, lambda arithmetic: Affine(1e20, 0.0))
+    )
+    layer = layers.Residual(Power(0), layers.Scale(1e-30))
+    assert charge_of(layer, "float32", (4,)).offset >= 1e20
+
+
 def test_rows_that_might_overflow_certify_nothing(digits):
     X, y = digits
     clf = LipschitzClassifier(dtype="float32", max_epochs=2, random_state=0).fit(X, y)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from sklip import layers, lipschitz_bound
+from sklip import CertifiedNetwork, layers, lipschitz_bound
+from sklip.certified.rules import length_upper
 
 pytestmark = pytest.mark.usefixtures("seeded_torch")
 
@@ -675,6 +676,22 @@ def test_weights_that_are_not_finite_are_refused():
         module.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match="finite"):
         lipschitz_bound(module)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bias_that_is_finite_but_for_one_value_is_refused(value):
+    module = nn.Linear(2, 2)
+    with torch.no_grad():
+        module.bias[1] = value
+    with pytest.raises(ValueError, match="Linear must give finite values"):
+        CertifiedNetwork.prove(module, (2,))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_length_of_values_is_the_exact_one_or_a_little_above(seed):
+    values = torch.randn(300, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    squared = sum(Fraction(value) ** 2 for value in values.tolist())
+    assert squared <= Fraction(length_upper(values)) ** 2 <= squared * (1 + Fraction(1, 2**28))
 
 
 # -- circular padding with a stride ----------------------------------------------------------------

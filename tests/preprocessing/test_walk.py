@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import sklearn
 from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, TruncatedSVD
@@ -26,6 +27,10 @@ from sklip import (
     certified_accuracy_scorer,
     most_robust,
 )
+from sklip.certified import Affine, Arithmetic, Gains, MapBound
+from sklip.preprocessing import register_transformer
+from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
+from sklip.preprocessing.walk import longest_row, walk
 
 # Behind a StandardScaler, a pixel that is rarely used limits the radii of digits.
 pytestmark = pytest.mark.filterwarnings("ignore:The steps enlarge a change of column")
@@ -353,3 +358,43 @@ def test_weights_of_parts_on_fixed_columns_need_no_floating_point(mixed_table):
     pipeline = make_pipeline(nested, quick()).fit(X, y)
     with pytest.raises(TypeError, match="may overflow on integers"):
         certificates(pipeline, X, fixed_columns=["city"])
+
+
+class Cast(TransformerMixin, BaseEstimator):
+    """Brings values to a type."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return X.astype(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_a_step_makes_narrower_is_charged_for_its_precision(dtype, monkeypatch):
+    monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
+    register_transformer(Cast)(
+        lambda transformer: MapBound(1.0, lambda arithmetic: Affine(0.0, arithmetic.unit))
+    )
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    steps = [Cast("float64").fit(X), Cast(dtype).fit(X), Cast("float64").fit(X)]
+    values, _, drift, _ = walk(steps, X, None, Gains.at_start(3))
+    moved = np.linalg.norm(values - X, axis=1)
+    assert moved.any() == (dtype == "float32")
+    assert (drift.offset >= moved).all()
+    assert (drift.offset < 1e-5 if dtype == "float32" else drift.offset < 1e-14).all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_rows_go_as_far_as_no_step_overflows(size):
+    X = size * np.random.default_rng(0).normal(size=(20, 3))
+    scaler, unit = MaxAbsScaler().fit(X), 5.0
+    start = Gains.at_start(3, False, np.full(3, unit))
+    _, _, _, longest = walk([scaler], X, None, start)
+    float64 = Arithmetic("float64")
+    room = longest_row(described_transformer(scaler).error_in(float64), float64)
+    np.testing.assert_allclose(longest, room / unit, rtol=1e-9)
