@@ -232,6 +232,18 @@ def test_missing_values_stay_missing(iris):
     assert found.distances == pytest.approx(np.linalg.norm(moved, axis=1), rel=2**-19)
 
 
+def test_sparse_columns_of_pandas_are_read_as_dense_ones():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(40, 3)), columns=["a", "b", "c"])
+    clf = quick().fit(X, X["a"] > 0)
+    sparse = X.assign(a=pd.arrays.SparseArray(X["a"]))
+    with pytest.warns(UserWarning, match="sparse columns found"):  # by scikit-learn, of X itself
+        found = counterfactual(clf, sparse, fixed_columns=["a"])
+    dense = counterfactual(clf, X, fixed_columns=["a"])
+    assert found.X.equals(dense.X)
+    np.testing.assert_array_equal(found.distances, dense.distances)
+
+
 def test_words_stay_and_integers_become_numbers():
     rng = np.random.default_rng(0)
     X = pd.DataFrame(

@@ -84,7 +84,9 @@ class _Frame(Neighbours):
     """Rows of a pandas DataFrame."""
 
     def __init__(self, X: Any, names: Any, moves: NDArray[np.bool_]) -> None:
-        self._X, self._names, self._moves = X, names, moves
+        # scikit-learn would read sparse columns as dense ones, with a warning in each step.
+        sparse = {name: X[name].dtype.subtype for name in X.columns if hasattr(X[name], "sparse")}
+        self._X, self._names, self._moves = X.astype(sparse), names, moves
         super().__init__(self._read(X), moves)
 
     def at(self, rows: NDArray[np.intp], changes: NDArray[np.float64]) -> Any:

@@ -291,7 +291,10 @@ def _has_float32(values: Any) -> bool:
     """Whether any value is of single precision; half precision is refused."""
     found = " ".join(_dtypes(values))
     if "float16" in found:
-        raise TypeError("certificates of a Pipeline need X of float32 or wider, got float16.")
+        raise TypeError(
+            "certificates behind steps or in other units need X of float32 or wider, got float16; pass "
+            "X.astype(np.float32)."
+        )
     return "float32" in found
 
 
