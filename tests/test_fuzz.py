@@ -46,7 +46,7 @@ from sklip import (
     predict_or_reject,
     predict_with_radii,
 )
-from sklip.certified import load_network, save_network
+from sklip.certified import CertifiedNetwork, load_network, save_network
 from sklip.layers import Center, GroupSort2
 
 # Heard by `quiet`.
@@ -1111,6 +1111,10 @@ def test_a_damaged_file_is_an_error_or_the_same_model(stored, kind, damage, shar
     except Exception:
         if kind == "safetensors":
             raise
+        return
+    if not isinstance(loaded, LipschitzClassifier | CertifiedNetwork):
+        # A pickle that is cut may end with a part of the model, which is none.
+        assert kind not in ("skops", "safetensors")
         return
     network = clf.certified_network_
     if isinstance(loaded, LipschitzClassifier):
