@@ -12,15 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["as_numpy", "as_stored", "as_tensor", "is_mapped", "joined", "row_pieces", "row_slices"]
+__all__ = [
+    *("VALUES_AT_ONCE", "as_numpy", "as_stored", "as_tensor", "is_mapped", "joined", "row_pieces"),
+    "row_slices",
+]
 
-_VALUES_AT_ONCE = 2**22
+VALUES_AT_ONCE = 2**22
 _FLOATS_OF_NUMPY = (torch.float16, torch.float32, torch.float64)
 
 
 def row_slices(n_rows: int, n_values: int) -> Iterator[slice]:
     """Yield the places of rows a few million values at a time; at least once, if there are no rows."""
-    step = max(1, _VALUES_AT_ONCE // max(1, n_values))
+    step = max(1, VALUES_AT_ONCE // max(1, n_values))
     for start in range(0, max(1, n_rows), step):
         yield slice(start, start + step)
 

@@ -47,12 +47,12 @@ def models(table):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(rows, "_VALUES_AT_ONCE", 2**14)
+    monkeypatch.setattr(rows, "VALUES_AT_ONCE", 2**14)
 
 
 @pytest.fixture
 def few_pieces(monkeypatch):
-    monkeypatch.setattr(rows, "_VALUES_AT_ONCE", 2**15)  # still 49: steps cost time a piece
+    monkeypatch.setattr(rows, "VALUES_AT_ONCE", 2**15)  # still 49: steps cost time a piece
 
 
 def beyond_the_result(function, *arrays):
@@ -135,7 +135,7 @@ def test_answers_do_not_depend_on_the_size_of_pieces(table, models, monkeypatch)
         *(lambda of=of: of[1](pipeline, X, table[1][:600]) for of in OF_A_PIPELINE.values()),
     ]
     whole = [call() for call in calls]
-    monkeypatch.setattr(rows, "_VALUES_AT_ONCE", 2**12)
+    monkeypatch.setattr(rows, "VALUES_AT_ONCE", 2**12)
     for before, call in zip(whole, calls, strict=True):
         np.testing.assert_allclose(call(), before, rtol=1e-6)
 

@@ -31,7 +31,7 @@ from sklip.certified.radii import Budget, certified_radii
 from sklip.certified.rules import described_chain
 from sklip.certified.seals import opened, sealed
 from sklip.certified.state import network_from_state, network_state
-from sklip.rows import as_numpy, joined, row_pieces
+from sklip.rows import VALUES_AT_ONCE, as_numpy, joined, row_pieces
 
 __all__ = ["CertifiedNetwork"]
 
@@ -227,13 +227,16 @@ class CertifiedNetwork:
         RuntimeError
             If layers or weights were changed after the proof.
         """
-        self.check_unchanged()
-        rows = self._rows(X)
-        parts = self._decided(rows, _NEGLIGIBLE)
-        codes, radii = joined(
-            len(rows), ((part.codes, self.budget(part).radii(part.logits)) for part in parts)
-        )
+        codes, radii = joined(len(self._rows(X)), self.predicted_pieces(X))
         return codes, radii
+
+    def predicted_pieces(
+        self, X: ArrayLike | Tensor
+    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+        """Yield what :meth:`predict_with_radii` returns, of a piece of X at a time."""
+        self.check_unchanged()
+        for part in self._decided(self._rows(X), _NEGLIGIBLE):
+            yield part.codes, self.budget(part).radii(part.logits)
 
     def radii(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return for each row a radius inside which the predicted class can't change.
@@ -310,7 +313,9 @@ class CertifiedNetwork:
         ------
         rows : ndarray of shape (n_rows, n_values)
         """
-        return row_pieces(self._rows(X), _NUMBERS_AN_OUTPUT * self.n_outputs)
+        # Bounds between all classes are in memory anyway, and are computed with for each piece.
+        share = max(1, self.n_outputs**2 // VALUES_AT_ONCE)
+        return row_pieces(self._rows(X), _NUMBERS_AN_OUTPUT * self.n_outputs // share)
 
     def _decided(self, rows: NDArray[Any], share: float) -> Iterator[Decisions]:
         return decide(self.network, self.input_shape, self.precisions, self.pieces(rows), share)

@@ -14,6 +14,7 @@ from sklip.certified.decisions import with_winners
 from sklip.certified.radii import predicted_codes
 from sklip.estimators.base import LipschitzEstimator, as_fitted, proven_network
 from sklip.metrics import certified_accuracy_score
+from sklip.rows import joined
 
 __all__ = ["PredictingEstimator", "probabilities_of"]
 
@@ -154,13 +155,9 @@ class PredictingEstimator(LipschitzEstimator):
             L2, in the units of X; 0 where nothing can be said.
         """
         fitted = as_fitted(self)
-        network = proven_network(fitted)
-
-        def found(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
-            codes, radii = network.predict_with_radii(rows)
-            return fitted.classes_[codes], radii
-
-        labels, radii = fitted._by_pieces(X, found)
+        network, rows = proven_network(fitted), fitted.network_rows(X)
+        pieces = network.predicted_pieces(rows)
+        labels, radii = joined(len(rows), ((fitted.classes_[codes], radii) for codes, radii in pieces))
         return labels, radii
 
     def rounding_loss(self, X: ArrayLike) -> NDArray[np.float64]:

@@ -374,7 +374,7 @@ def test_a_single_logit_has_one_error_and_one_bound_for_both_classes():
 
 
 def test_few_rows_are_decided_at_once_where_classes_are_many(monkeypatch):
-    monkeypatch.setattr("sklip.rows._VALUES_AT_ONCE", 3 * 16 * 4)
+    monkeypatch.setattr("sklip.rows.VALUES_AT_ONCE", 3 * 16 * 4)
     certified = CertifiedNetwork.prove(nn.Linear(2, 4), (2,))
     parts = certified._decided(np.ones((10, 2)), 1.0)
     assert [len(part.logits) for part in parts] == [3, 3, 3, 1]

@@ -595,7 +595,7 @@ def test_a_file_is_read_a_batch_at_a_time(mapped, monkeypatch):
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", watched)
-    monkeypatch.setattr("sklip.rows._VALUES_AT_ONCE", 36 * 100)
+    monkeypatch.setattr("sklip.rows.VALUES_AT_ONCE", 36 * 100)
     clf = LipschitzClassifier(conv_channels=(2,), hidden_layer_sizes=(4,), max_epochs=2, batch_size=64)
     clf.fit(file, np.arange(600) % 2).certificates_(file)
     # Once as it is, to its device; the rest are batches of training and pieces of prediction.
