@@ -171,7 +171,8 @@ def pieces_of(chains: Sequence[Chain], X: Any) -> Iterator[Any]:
     if len(shape) < 2 or not hasattr(X, "__getitem__"):
         yield X
         return
-    sizes = [_NUMBERS_AN_OUTPUT * proven_network(chain.classifier).n_outputs for chain in chains]
+    networks = [proven_network(chain.classifier) for chain in chains]
+    sizes = [network.numbers_of_a_row(_NUMBERS_AN_OUTPUT) for network in networks]
     if any(chain.steps for chain in chains):
         sizes.append(_NUMBERS_A_COLUMN * shape[1])
     rows = getattr(X, "iloc", X)

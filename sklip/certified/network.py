@@ -227,7 +227,8 @@ class CertifiedNetwork:
         RuntimeError
             If layers or weights were changed after the proof.
         """
-        codes, radii = joined(len(self._rows(X)), self.predicted_pieces(X))
+        rows = self._rows(X)
+        codes, radii = joined(len(rows), self.predicted_pieces(rows))
         return codes, radii
 
     def predicted_pieces(
@@ -313,15 +314,19 @@ class CertifiedNetwork:
         ------
         rows : ndarray of shape (n_rows, n_values)
         """
+        return row_pieces(self._rows(X), self.numbers_of_a_row(_NUMBERS_AN_OUTPUT))
+
+    def numbers_of_a_row(self, an_output: int) -> int:
+        """Return for how many numbers a row counts in pieces, if so many are made of each output."""
         # Bounds between all classes are in memory anyway, and are computed with for each piece.
         share = max(1, self.n_outputs**2 // VALUES_AT_ONCE)
-        return row_pieces(self._rows(X), _NUMBERS_AN_OUTPUT * self.n_outputs // share)
+        return an_output * self.n_outputs // share
 
     def _decided(self, rows: NDArray[Any], share: float) -> Iterator[Decisions]:
         return decide(self.network, self.input_shape, self.precisions, self.pieces(rows), share)
 
     def _rows(self, X: ArrayLike | Tensor) -> NDArray[Any]:
-        array = np.asanyarray(as_numpy(X))
+        array: NDArray[Any] = np.asanyarray(as_numpy(X))
         n_values = math.prod(self.input_shape)
         if array.shape[1:] not in (self.input_shape, (n_values,)) or len(array) == 0:
             raise ValueError(
@@ -330,8 +335,7 @@ class CertifiedNetwork:
             )
         if array.dtype.kind not in "biuf":
             raise TypeError(f"X must hold real numbers, got {array.dtype}; convert it.")
-        rows: NDArray[Any] = array
-        return rows
+        return array
 
     # -- what is proven ----------------------------------------------------------------------
 
