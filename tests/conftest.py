@@ -35,6 +35,17 @@ if sklearn.__version__.startswith("1.7."):
         pytest.skip("scikit-learn calibrates by a temperature from 1.8 on")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Let tests compute on the processor, whatever the machine has, unless they are marked gpu."""
+    if item.get_closest_marker("gpu"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: False)
+        patched.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that they start
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def digits():
     """All 1,797 digits with pixels from 0 to 1, and their labels."""

@@ -230,16 +230,22 @@ class StiefelMuon(torch.optim.Optimizer):
         group["gathered"] = (group["gathered"] + 1) % self.every
         return not group["gathered"]
 
+    def large_matrices(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Return the matrices that wait for their turn, each with its group."""
+        return [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if group["kind"] == "orthogonal" and _is_large(parameter, group)
+        ]
+
     @torch.no_grad()
     def turn(self, n_steps: int) -> None:
         """Turn the large matrices by what was gathered in the last `n_steps` steps."""
-        for group in self.param_groups:
-            if group["kind"] == "orthogonal":
-                for parameter in group["params"]:
-                    # One that was frozen since has momentum, but is not to move.
-                    waits = parameter in self.state and _is_large(parameter, group)
-                    if waits and parameter.requires_grad:
-                        _turn_(parameter, self.state[parameter], group, n_steps)
+        for parameter, group in self.large_matrices():
+            # One that was frozen since has momentum, but is not to move.
+            if parameter in self.state and parameter.requires_grad:
+                _turn_(parameter, self.state[parameter], group, n_steps)
 
     def finish(self) -> None:
         """Turn by what was gathered since the last turn, if anything.

@@ -15,8 +15,9 @@ DEVICES = [
 ]
 
 
-def test_auto_is_the_first_cuda_device_or_the_cpu():
-    assert resolve_device("auto") == ("cuda" if HAS_CUDA else "cpu")
+@pytest.mark.parametrize("device", DEVICES)
+def test_auto_is_the_first_cuda_device_or_the_cpu(device):
+    assert resolve_device("auto") == device
 
 
 @pytest.mark.parametrize("device", DEVICES)
