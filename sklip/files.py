@@ -15,7 +15,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     Parameters
     ----------
     path : str or path-like
-        What is no file (a device, a pipe) is written to, never replaced.
+        What is no file (a device, a pipe) is written to, never replaced; nor is a link, but what it
+        leads to.
     data : bytes
 
     Raises
@@ -23,7 +24,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     OSError
         If it can't be written; what stood there before still does.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():
             target.write_bytes(data)

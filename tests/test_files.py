@@ -29,3 +29,16 @@ def test_a_file_is_replaced(tmp_path):
     write_whole(tmp_path / "model", b"model")
     assert (tmp_path / "model").read_bytes() == b"model"
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, is_there):
+    models, link = tmp_path / "models", tmp_path / "latest"
+    models.mkdir()
+    if is_there:
+        (models / "model").write_bytes(b"an earlier one")
+    link.symlink_to(models / "model")
+    write_whole(link, b"model")
+    assert link.is_symlink()
+    assert (models / "model").read_bytes() == b"model"
+    assert os.listdir(models) == ["model"]
