@@ -96,6 +96,12 @@ CIFAR_ROWS: dict[str, dict[str, Any]] = {
     "defaults, 10 epochs": {"max_epochs": 10},
     "shifted by 2 and mirrored, 10 epochs": {"max_epochs": 10, "augmentation": MOVED},
     "shifted by 2 and mirrored, 30 epochs": {"max_epochs": 30, "augmentation": MOVED},
+    "the same, 32, 64, 128 channels and 512, 512": {
+        "max_epochs": 30,
+        "augmentation": MOVED,
+        "conv_channels": (32, 64, 128),
+        "hidden_layer_sizes": (512, 512),
+    },
 }
 
 

@@ -292,8 +292,8 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         Returns
         -------
         network : torch.nn.Module
-            ``nn.Linear``, ``nn.Conv2d`` and sklip's parameter-free layers; it takes
-            (n, *input_shape_) and returns (n, n_outputs).
+            ``nn.Linear``, ``nn.Conv2d`` and sklip's parameter-free layers, on ``device_``; it takes
+            (n, *input_shape_) in ``dtype_`` and returns (n, n_outputs).
         """
         check_is_fitted(self)
         return copy.deepcopy(self.certified_network_.network)
