@@ -7,10 +7,11 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_wine
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import (
@@ -24,9 +25,13 @@ from sklip import (
     TradeoffDisplay,
     average_certified_radius_scorer,
     certificates,
+    certified_accuracy_scorer,
     certified_ranges,
+    most_robust,
     predict_with_radii,
 )
+from sklip.estimators import planning
+from sklip.training.net import LipschitzNet
 
 TAUS, EPSS = [1.0, 5.0, 25.0], [0.0, 0.5]
 
@@ -47,13 +52,39 @@ def fitted(wine):
     return LipschitzClassifierCV(quick(), taus=TAUS, epss=EPSS, cv=2).fit(*wine)
 
 
-def walk_by_hand(candidates, X, y, sample_weight=None):
-    """The candidates of a path in turn: the first in 20 epochs, each other in 5 from its weights."""
-    clf = quick(warm_start=True)
-    for tau, eps in candidates:
-        clf.set_params(tau=tau, eps=eps).fit(X, y, sample_weight)
-        clf.set_params(max_epochs=5, learning_rate=0.03)
+@pytest.fixture(scope="module")
+def walked(wine):
+    """Of two batches in a fold."""
+    return LipschitzClassifierCV(quick(batch_size=64), taus=TAUS, epss=EPSS, cv=2).fit(*wine)
+
+
+def noisy(n_rows=120):
+    """Of twelve columns two matter."""
+    X = np.random.default_rng(0).normal(size=(n_rows, 12))
+    return X, (X[:, 0] + X[:, 1] > 0).astype(int)
+
+
+def fit_by_hand(tau, eps, X, y):
+    return quick(tau=tau, eps=eps).fit(X, y)
+
+
+def walk_by_hand(tau, eps, X, y):
+    """The path to a candidate: the first in 20 epochs, each other in 5 from its weights."""
+    way = [(TAUS[0], each) for each in reversed(EPSS) if each > eps]
+    way += [(each, eps) for each in TAUS if each <= tau]
+    clf = quick(warm_start=True, batch_size=64)
+    for each in way:
+        clf.set_params(tau=each[0], eps=each[1]).fit(X, y)
+        clf.set_params(max_epochs=5, learning_rate=0.015)
     return clf
+
+
+# Of tables that are one batch, and of others.
+WAYS = pytest.mark.parametrize(
+    ("found", "by_hand", "given"),
+    [("fitted", fit_by_hand, {}), ("walked", walk_by_hand, {"batch_size": 64})],
+    ids=["one batch", "several batches"],
+)
 
 
 # scikit-learn 1.7 hands pytest a generator, which pytest 9.1 warns of.
@@ -72,18 +103,18 @@ def test_a_check_that_the_generator_leaves_out():
     )
 
 
-def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_on(wine, fitted):
+@WAYS
+def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_on(
+    wine, found, by_hand, given, request
+):
     X, y = wine
-    results = fitted.scores_
+    results = request.getfixturevalue(found).scores_
     assert results["params"] == [{"tau": tau, "eps": eps} for eps in EPSS for tau in TAUS]
     for fold, (train, test) in enumerate(StratifiedKFold(2).split(X, y)):
         for index, (tau, eps) in enumerate(
             zip(results["param_tau"], results["param_eps"], strict=True)
         ):
-            way = [(1.0, each) for each in (0.5, 0.0) if each > eps]
-            way += [(each, eps) for each in TAUS if each <= tau]
-            clf = walk_by_hand(way, X[train], y[train])
-            labels, radii = clf.predict_with_radii(X[test])
+            labels, radii = by_hand(tau, eps, X[train], y[train]).predict_with_radii(X[test])
             right = labels == y[test]
             assert results[f"split{fold}_test_accuracy"][index] == right.mean()
             assert results[f"split{fold}_test_certified"][index] == (right & (radii > 0.5)).mean()
@@ -93,20 +124,146 @@ def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_o
         np.testing.assert_allclose(results[f"std_test_{name}"], folds.std(0))
 
 
+@WAYS
 @pytest.mark.parametrize("accuracy_loss", [0.0, 0.9])
-def test_the_winner_is_the_most_robust_of_the_accurate_trained_on_all_rows(wine, fitted, accuracy_loss):
+def test_the_winner_is_the_most_robust_of_the_accurate_trained_on_all_rows(
+    wine, found, by_hand, given, accuracy_loss, request
+):
     X, y = wine
-    clf = clone(fitted).set_params(accuracy_loss=accuracy_loss).fit(X, y)
+    clf = clone(request.getfixturevalue(found)).set_params(accuracy_loss=accuracy_loss).fit(X, y)
     accuracy, certified = (clf.scores_[f"mean_test_{name}"] for name in ("accuracy", "certified"))
     enough = [i for i in range(6) if accuracy[i] >= max(accuracy) - accuracy_loss - 1e-12]
     best = max(enough, key=lambda i: (certified[i], accuracy[i], -i))
     assert clf.best_index_ == best
     assert (clf.tau_, clf.eps_) == (clf.scores_["param_tau"][best], clf.scores_["param_eps"][best])
-    way = [(1.0, each) for each in (0.5, 0.0) if each > clf.eps_]
-    way += [(each, clf.eps_) for each in TAUS if each <= clf.tau_]
-    by_hand = walk_by_hand(way, X, y)
-    np.testing.assert_array_equal(clf.decision_function(X), by_hand.decision_function(X))
-    assert clf.best_estimator_.get_params() == quick(tau=clf.tau_, eps=clf.eps_).get_params()
+    expected = by_hand(clf.tau_, clf.eps_, X, y).decision_function(X)
+    np.testing.assert_array_equal(clf.decision_function(X), expected)
+    assert clf.best_estimator_.get_params() == quick(tau=clf.tau_, eps=clf.eps_, **given).get_params()
+
+
+def test_on_one_batch_scores_and_winner_are_those_of_a_search_with_separate_fits(wine):
+    taus = [0.3, 1.0, 3.0, 10.0]
+    clf = LipschitzClassifierCV(quick(), taus=taus, epss=EPSS, cv=3).fit(*wine)
+    search = GridSearchCV(
+        quick(),
+        {"eps": EPSS, "tau": taus},
+        scoring={"accuracy": "accuracy", "certified": certified_accuracy_scorer()},
+        refit=most_robust(),
+        cv=3,
+    ).fit(*wine)
+    assert clf.best_index_ == search.best_index_
+    assert list(clf.scores_["params"]) == list(search.cv_results_["params"])
+    for name in ("mean_test_accuracy", "mean_test_certified"):
+        np.testing.assert_array_equal(clf.scores_[name], search.cv_results_[name])
+    assert_same_network(clf.best_estimator_, search.best_estimator_)
+
+
+def assert_same_network(one, other):
+    one, other = one.net_.module_.state_dict(), other.net_.module_.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+class Recorded:
+    """A scorer that keeps each candidate's weights of columns."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def __call__(self, clf, X, y):
+        self.weights[clf.tau, clf.eps] = clf.column_weights_
+        return -clf.tau
+
+
+@pytest.mark.parametrize("first_weighted", range(9))
+def test_the_choice_of_weights_for_columns_is_halved_between_small_tau_and_large(
+    first_weighted, monkeypatch
+):
+    taus, asked = [float(2**i) for i in range(8)], []
+
+    def weights_pay(train, samples, tau, n_rows, seed):
+        asked.append(tau)
+        return tau >= 2.0**first_weighted
+
+    monkeypatch.setattr(planning, "weights_pay", weights_pay)
+    scorer = Recorded()
+    all_rows = np.arange(120)
+    clf = LipschitzClassifierCV(
+        quick(max_epochs=2), taus=taus, epss=EPSS, cv=[(all_rows, all_rows)], scoring=scorer
+    ).fit(*noisy())
+    assert len(asked) <= 4 * len(EPSS) + 1  # and once of the winner
+    assert len(scorer.weights) == 16
+    for (tau, _), weights in scorer.weights.items():
+        assert (weights.min() < 1) == (tau >= 2.0**first_weighted)
+    assert (clf.best_estimator_.column_weights_.min() < 1) == (clf.tau_ >= 2.0**first_weighted)
+
+
+def test_weights_of_columns_that_pay_for_large_tau_only_are_those_of_separate_fits(wine):
+    X, y = wine
+    scorer, taus, all_rows = Recorded(), [0.3, 1.0, 10.0, 100.0], np.arange(len(y))
+    LipschitzClassifierCV(quick(), taus=taus, cv=[(all_rows, all_rows)], scoring=scorer).fit(X, y)
+    for tau in taus:
+        alone = quick(tau=tau).fit(X, y)
+        np.testing.assert_array_equal(scorer.weights[tau, 0.0], alone.column_weights_)
+    assert [bool(scorer.weights[tau, 0.0].min() < 1) for tau in taus] == [False, False, True, True]
+
+
+def test_a_winner_that_chooses_otherwise_than_on_the_same_rows_has_a_checkpoint_of_its_own(
+    wine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(planning, "weights_pay", lambda train, samples, tau, n_rows, seed: tau == 1.0)
+    X, y = wine
+    scorer, all_rows = Recorded(), np.arange(len(y))
+    clf = LipschitzClassifierCV(
+        quick(checkpoint_dir=tmp_path), taus=[1.0, 25.0], cv=[(all_rows, all_rows)], scoring=scorer
+    )
+    clf.set_params(accuracy_loss=0.9).fit(X, y)
+    assert clf.tau_ == 1.0
+    assert scorer.weights[1.0, 0.0].min() == 1  # as at 25
+    assert_same_network(clf.best_estimator_, quick(tau=1.0).fit(X, y))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_rows_without_weight_make_no_further_batch(wine, weight):
+    X, y = wine
+    weights = np.where(np.arange(len(y)) % 2, 1.0, weight)
+    estimator = quick(batch_size=100)
+    clf = LipschitzClassifierCV(
+        estimator, taus=[1.0, 25.0], cv=2, accuracy_loss=0.9, scoring=lambda clf, *_, **__: clf.tau
+    ).fit(X, y, weights)
+    alone = clone(estimator).set_params(tau=25.0).fit(X, y, weights)
+    equal = np.array_equal(clf.decision_function(X), alone.decision_function(X))
+    assert equal == (weight == 0.0)
+
+
+@pytest.mark.parametrize("given", [{}, {"batch_size": 64}], ids=["one batch", "several batches"])
+def test_one_that_was_stopped_goes_on_from_its_checkpoints(wine, tmp_path, monkeypatch, given):
+    X, y = wine
+    folds = [(np.arange(len(y)), np.arange(len(y)))]  # a candidate may be taken for the winner
+    steps = []
+
+    def fitted(**parameters):
+        steps.append(0)
+        estimator = quick(**given, **parameters)
+        return LipschitzClassifierCV(estimator, taus=TAUS, cv=folds).fit(X, y)
+
+    take_step = LipschitzNet.train_step
+
+    def counted(net, *args, **kwargs):
+        steps[-1] += 1
+        if len(steps) == 2 and steps[-1] == 35:
+            raise RuntimeError("stopped")
+        return take_step(net, *args, **kwargs)
+
+    monkeypatch.setattr(LipschitzNet, "train_step", counted)
+    alone = fitted()
+    with pytest.raises(RuntimeError, match="stopped"):
+        fitted(checkpoint_dir=tmp_path)
+    again = fitted(checkpoint_dir=tmp_path)
+    for name in ("mean_test_accuracy", "mean_test_certified"):
+        np.testing.assert_array_equal(again.scores_[name], alone.scores_[name])
+    assert_same_network(again.best_estimator_, alone.best_estimator_)
+    assert steps[2] < steps[0]
 
 
 def test_it_predicts_and_certifies_as_its_winner(wine, fitted):
@@ -174,7 +331,7 @@ def test_a_given_scoring_is_what_the_winner_has_most_of(wine):
     clf.fit(X, y)
     assert clf.best_index_ == clf.scores_["mean_test_certified"].argmax()
     train, test = next(StratifiedKFold(2).split(X, y))
-    by_hand = walk_by_hand([(0.1, 0.0)], X[train], y[train])
+    by_hand = fit_by_hand(0.1, 0.0, X[train], y[train])
     assert clf.scores_["split0_test_certified"][0] == radius(by_hand, X[test], y[test])
 
 

@@ -236,6 +236,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         check_resumable(callbacks)
         facts = {
             **facts_of(self, data),
+            "known column weights": str(self._known_column_weights),
             "weights so far": digest_of(self.net_.module_.state_dict()) if goes_on else "none",
             "callbacks": digest_of(callbacks),
             "device": torch.device(device).type,

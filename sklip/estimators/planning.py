@@ -46,6 +46,8 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
 
     callbacks: Any
     _plan_: networks.NetworkPlan
+    # Whether columns are to have weights, if that is known; None: held-out rows decide.
+    _known_column_weights: bool | None = None
 
     @abstractmethod
     def _n_outputs(self, classes: NDArray[Any] | None) -> int:
@@ -93,6 +95,8 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> networks.NetworkPlan:
         """Return the plan with or without weights of columns, whichever is better on held-out rows."""
         assert moments is not None, "of tables"
+        if self._known_column_weights is not None:
+            return replace(plan, column_weights=self._known_column_weights)
         if "column_weights" in checkpoint.kept:
             return replace(plan, column_weights=checkpoint.kept["column_weights"])
         pace = pace.hurried()

@@ -18,10 +18,12 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from sklip.certification import register_wrapper
 from sklip.estimators import LipschitzClassifier
 from sklip.inputs import check_sample_weight
-from sklip.path.walk import Path, Rows, as_results, scores_on_fold
+from sklip.path.anew import FreshStarts
+from sklip.path.candidates import Candidates, Rows, as_results, scores_on_fold
+from sklip.path.walk import WarmStarts
 from sklip.rows import as_numpy
 from sklip.scoring import certified_accuracy_scorer, check_accuracy_loss, most_robust
-from sklip.training.data import Moments
+from sklip.training.data import Moments, TrainingData
 
 __all__ = ["LipschitzClassifierCV"]
 
@@ -167,7 +169,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         seed = given.random_state
         if not isinstance(seed, Integral):
             seed = int(check_random_state(seed).randint(np.iinfo(np.int32).max))
-        prototype = clone(given).set_params(random_state=seed, warm_start=True)
+        prototype = clone(given).set_params(random_state=seed)
         # Everything is checked before hours of training.
         data = clone(given)._read(X, y, sample_weight, None, goes_on=False)
         taus = _taus(self.taus, data.moments)
@@ -178,20 +180,16 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         folds = list(splits.split(np.zeros(len(rows[1])), rows[1]))
         if not folds:
             raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
+        kind: type[Candidates] = FreshStarts if _is_one_batch(given, data) else WarmStarts
+        candidates = kind(prototype, taus, epss)
         scores_on_folds = Parallel(n_jobs=self.n_jobs)(
-            delayed(scores_on_fold)(prototype, taus, epss, scorer, rows, train, test)
-            for train, test in folds
+            delayed(scores_on_fold)(candidates, scorer, rows, train, test) for train, test in folds
         )
         scores = as_results(taus, epss, np.array(scores_on_folds))
         best = rule(scores)
         tau, eps = scores["params"][best].values()
-        way = Path(prototype, rows)
-        for between in epss[epss > eps][::-1]:
-            way.go_on(taus[0], between)
-        for between in taus[taus <= tau]:
-            way.go_on(between, eps)
         own = {name: getattr(clone(given), name) for name in _SET_ON_THE_PATH}
-        self.best_estimator_ = way.classifier.set_params(**own)
+        self.best_estimator_ = candidates.winner(tau, eps, rows).set_params(**own)
         self.tau_, self.eps_, self.best_index_ = tau, eps, best
         self.taus_, self.epss_, self.scores_ = taus, epss, scores
         return self
@@ -348,6 +346,11 @@ def _given(estimator: Any) -> LipschitzClassifier:
             f"got loss={given.loss!r}; search its parameters with GridSearchCV and sklip.most_robust."
         )
     return given
+
+
+def _is_one_batch(given: LipschitzClassifier, data: TrainingData) -> bool:
+    n_rows = len(data.samples("cpu"))
+    return n_rows <= given._pace(n_rows, data.input_shape).batch_size
 
 
 def _taus(taus: int | ArrayLike, moments: Moments) -> NDArray[np.float64]:

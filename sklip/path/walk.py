@@ -1,4 +1,4 @@
-r"""Candidates one after another, each from the weights of its neighbour; and their scores.
+r"""Candidates one after another, each from the weights of its neighbour.
 
 Note [The path]
 ---------------
@@ -31,37 +31,55 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.utils import _safe_indexing
 
 from sklip.estimators import LipschitzClassifier
+from sklip.path.candidates import Candidates, Rows
 
-__all__ = ["Path", "Rows", "as_results", "scores_on_fold"]
+__all__ = ["WarmStarts"]
 
 # Of the epochs and of the learning rate of a fit from random weights, for one that goes on.
 _SHARE_OF_EPOCHS, _SHARE_OF_RATE = 0.25, 0.5
 
-# X, labels and weights.
-Rows = tuple[Any, NDArray[Any], NDArray[np.float64] | None]
+
+class WarmStarts(Candidates):
+    """Candidates along a path. See Note [The path]."""
+
+    def fitted(self, rows: Rows) -> Iterator[tuple[int, int, LipschitzClassifier]]:
+        """Yield places in epss and in taus, and the candidate, which is changed after that."""
+        trunk = _Walk(self.prototype, rows)
+        for row, eps in reversed(list(enumerate(self.epss))):
+            trunk.go_on(self.taus[0], eps)
+            branch = trunk.fork() if row else trunk
+            for column, tau in enumerate(self.taus):
+                if column:
+                    branch.go_on(tau, eps)
+                yield row, column, branch.classifier
+
+    def winner(self, tau: float, eps: float, rows: Rows) -> LipschitzClassifier:
+        """Return one candidate, trained along the path as far as its place on it."""
+        walk = _Walk(self.prototype, rows)
+        for between in self.epss[self.epss > eps][::-1]:
+            walk.go_on(self.taus[0], between)
+        for between in self.taus[self.taus <= tau]:
+            walk.go_on(between, eps)
+        return walk.classifier
 
 
-class Path:
-    """A classifier on its way from candidate to candidate. See Note [The path].
+class _Walk:
+    """A classifier on its way from candidate to candidate.
 
     Parameters
     ----------
     prototype : LipschitzClassifier
-        With warm_start.
     rows : (X, y, sample_weight or None)
         What each candidate is trained on.
     """
 
     def __init__(self, prototype: LipschitzClassifier, rows: Rows) -> None:
-        self.classifier = clone(prototype)
+        self.classifier: LipschitzClassifier = clone(prototype).set_params(warm_start=True)
         self._rows = rows
 
     def go_on(self, tau: float, eps: float) -> None:
@@ -74,55 +92,8 @@ class Path:
                 learning_rate=_SHARE_OF_RATE * self.classifier.net_.lr,
             )
 
-    def fork(self) -> Path:
-        """Return another path that goes on from here."""
+    def fork(self) -> _Walk:
+        """Return another that goes on from here."""
         other = copy.copy(self)
         other.classifier = copy.deepcopy(self.classifier)
         return other
-
-
-def scores_on_fold(
-    prototype: LipschitzClassifier,
-    taus: NDArray[np.float64],
-    epss: NDArray[np.float64],
-    scorer: Any,
-    rows: Rows,
-    train: NDArray[np.intp],
-    test: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """Return accuracy and robustness of each candidate, by eps and then by tau."""
-    X, y, weight = _some(rows, test)
-    weighted = {} if weight is None else {"sample_weight": weight}
-    scores = np.empty((len(epss), len(taus), 2))
-    trunk = Path(prototype, _some(rows, train))
-    for row, eps in reversed(list(enumerate(epss))):
-        trunk.go_on(taus[0], eps)
-        branch = trunk.fork() if row else trunk
-        for column, tau in enumerate(taus):
-            if column:
-                branch.go_on(tau, eps)
-            fitted = branch.classifier
-            scores[row, column] = fitted.score(X, y, **weighted), scorer(fitted, X, y, **weighted)
-    return scores.reshape(-1, 2)
-
-
-def _some(rows: Rows, members: NDArray[np.intp]) -> Rows:
-    X, y, weight = rows
-    return _safe_indexing(X, members), y[members], None if weight is None else weight[members]
-
-
-def as_results(
-    taus: NDArray[np.float64], epss: NDArray[np.float64], scores: NDArray[np.float64]
-) -> dict[str, Any]:
-    """Give scores of shape (n_folds, n_candidates, 2) the names that a search gives its own."""
-    params = [{"tau": float(tau), "eps": float(eps)} for eps in epss for tau in taus]
-    results: dict[str, Any] = {"params": params}
-    for name in ("tau", "eps"):
-        results[f"param_{name}"] = np.array([each[name] for each in params])
-    for position, name in enumerate(("accuracy", "certified")):
-        of_folds = scores[:, :, position]
-        for fold, values in enumerate(of_folds):
-            results[f"split{fold}_test_{name}"] = values
-        results[f"mean_test_{name}"] = of_folds.mean(axis=0)
-        results[f"std_test_{name}"] = of_folds.std(axis=0)
-    return results
