@@ -1,4 +1,4 @@
-"""Tau and eps chosen by cross-validation, along a path of warm starts."""
+"""Tau and eps chosen by cross-validation, on larger data along a path of warm starts."""
 
 from sklip.path.classifier import LipschitzClassifierCV
 

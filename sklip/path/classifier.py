@@ -27,15 +27,15 @@ from sklip.training.data import Moments, TrainingData
 
 __all__ = ["LipschitzClassifierCV"]
 
-# What a path sets of its own, and the winner gets back.
-_SET_ON_THE_PATH = ("max_epochs", "learning_rate", "warm_start", "random_state")
+# What candidates have of their own, and the winner gets back.
+_OF_CANDIDATES = ("max_epochs", "learning_rate", "warm_start", "random_state")
 _CROSS_ENTROPIES = ("tau_cross_entropy", "logit_annealing")
 # Smallest and largest tau of a grid that is a number, over the spread of X.
 _SMALLEST, _LARGEST = 1.0, 300.0
 
 
 class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    r"""LipschitzClassifier whose tau and eps are chosen by cross-validation along a path.
+    r"""LipschitzClassifier whose tau and eps are chosen by cross-validation.
 
     As :class:`sklearn.linear_model.LogisticRegressionCV` is to LogisticRegression: one ``fit`` scores
     every candidate on every fold, chooses, and trains the winner on all rows. The winner is the most
@@ -43,7 +43,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     radii are those of `best_estimator_`, a :class:`sklip.LipschitzClassifier` that proves its own
     network; ``certificates``, ``predict_with_radii``, ``certified_ranges`` and Pipelines take this
     estimator in its place. Certified scores of candidates are proven as well: of each network on the
-    rows that were held out from it. Candidates start from each other's weights, see the notes.
+    rows that were held out from it. Candidates share work, on larger data their weights: see the notes.
 
     Parameters
     ----------
@@ -97,10 +97,17 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Notes
     -----
-    The first candidate of a fold, the most robust one, is trained in full; each other one starts from
-    its more robust neighbour with a quarter of the epochs and half the rate, and the winner is trained
-    so as well. A fit of ``LipschitzClassifier(tau=clf.tau_)`` from random weights is another one: for
-    a large tau it certifies less. Of the winner's network nothing rests on any of that.
+    Where all rows are one batch (by the `batch_size` of `estimator`; "auto": tables of up to 1024),
+    candidates are separate fits from the same random weights, and the winner is, bit for bit, what
+    ``LipschitzClassifier`` fits with its tau and eps, the other parameters and the same seed. Of the
+    candidates of a fold not each is asked whether its columns are to have weights: those that pay for
+    one tau are taken for larger ones, and those that don't, for no smaller one.
+
+    With several batches, the first candidate of a fold, the most robust one, is trained in full; each
+    other one starts from its more robust neighbour with a quarter of the epochs and half the rate, and
+    the winner is trained so as well. A fit of ``LipschitzClassifier(tau=clf.tau_)`` from random weights
+    is another one then: for a large tau it certifies less. Of the winner's network nothing rests on any
+    of that.
 
     Examples
     --------
@@ -188,7 +195,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         scores = as_results(taus, epss, np.array(scores_on_folds))
         best = rule(scores)
         tau, eps = scores["params"][best].values()
-        own = {name: getattr(clone(given), name) for name in _SET_ON_THE_PATH}
+        own = {name: getattr(clone(given), name) for name in _OF_CANDIDATES}
         self.best_estimator_ = candidates.winner(tau, eps, rows).set_params(**own)
         self.tau_, self.eps_, self.best_index_ = tau, eps, best
         self.taus_, self.epss_, self.scores_ = taus, epss, scores
