@@ -5,11 +5,12 @@
     python benchmarks/path.py wine breast_cancer noise --splits 2 --choices
 
 Eight values of tau on three folds, with the fit of the winner on all rows: LipschitzClassifierCV, and
-GridSearchCV with `most_robust`, which knows nothing of one candidate when it trains another. In turns;
-median seconds. Set OMP_NUM_THREADS=1 for the numbers of README.md. MNIST are its first 10,000 images:
-of those, none is a test image; "noise" is 300 rows of 50 columns, of which 4 matter. With --splits: the
-winners of both for other folds, and for another seed; with --choices as well: for each tau whether
-columns have weights in a separate fit, by folds, and how many LipschitzClassifierCV has otherwise.
+GridSearchCV with `most_robust`, which knows nothing of one candidate when it trains another. In turns,
+after a first round where there are several; median seconds. Set OMP_NUM_THREADS=1 for the numbers of
+README.md. MNIST are its first 10,000 images: of those, none is a test image; "noise" is 300 rows of 50
+columns, of which 4 matter. With --splits: the winners of both for other folds, and for another seed;
+with --choices as well: for each tau whether columns have weights in a separate fit, by folds, and how
+many LipschitzClassifierCV has otherwise.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def compare(name: str, repeats: int, n_folds: int) -> None:
         fits[each]()
         cpu[each] = time.process_time() - start
 
-    seconds = median_seconds({each: lambda each=each: timed(each) for each in fits}, repeats)
+    runs = {each: lambda each=each: timed(each) for each in fits}
+    seconds = median_seconds(runs, repeats, warm_up=repeats > 1)
     print(f"{name}, {n_folds} of {N_FOLDS} folds")
     print(f"  seconds: path {seconds['path']:.2f}, separate {seconds['separate']:.2f}", end="")
     print(f", ratio {seconds['path'] / seconds['separate']:.3f}", end="")
