@@ -4,8 +4,9 @@ Note [Standard deviations]
 --------------------------
 No fitted estimator keeps its training data, but some keep standard deviations of their input: a
 StandardScaler, and the classifier. As long as a value is a raw column times a known factor f, the
-column's standard deviation is that of the value over |f|. The first along the way is taken. Where a
-SimpleImputer comes before it, the standard deviation is that of the filled column, which is smaller.
+column's standard deviation is that of the value over |f|, unless what is held fixed, and varied in
+training, has been mixed in. The first along the way is taken. Where a SimpleImputer comes before it,
+the standard deviation is that of the filled column, which is smaller.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from sklip.preprocessing.steps import branches, described_step, flat_steps
 __all__ = ["column_names", "given_scale", "standard_deviations"]
 
 _TINY = float(np.finfo(np.float64).tiny)
+
+_Known = tuple[Gains, NDArray[np.float64], NDArray[np.bool_]]
 
 
 def column_names(
@@ -141,10 +144,11 @@ def standard_deviations(
     """
     start = Gains.at_start(len(fixed), fixed)
     deviations = np.full(len(fixed), np.nan)
-    known = itertools.chain.from_iterable(_known_values(*way, start) for way in ways)
-    for gains, values in known:
+    apart = np.zeros(len(fixed), dtype=bool)
+    known = itertools.chain.from_iterable(_known_values(*way, start, apart) for way in ways)
+    for gains, values, mixed in known:
         for position, column, factor in _copies(gains):
-            if np.isnan(deviations[column]):
+            if np.isnan(deviations[column]) and not mixed[column]:
                 deviations[column] = values[position] / abs(factor)
     deviations[fixed] = 1.0
     remedy = "pass numbers, such as scale=X_train.std(), or name them in fixed_columns"
@@ -177,25 +181,49 @@ def _copies(gains: Gains) -> Iterator[tuple[int, int, float]]:
 
 
 def _known_values(
-    steps: Sequence[Any], of_network: NDArray[np.float64] | None, gains: Gains
-) -> Iterator[tuple[Gains, NDArray[np.float64]]]:
-    """Yield values whose standard deviations are known, by how they come from the columns."""
+    steps: Sequence[Any],
+    of_network: NDArray[np.float64] | None,
+    gains: Gains,
+    mixed: NDArray[np.bool_],
+) -> Iterator[_Known]:
+    """Yield values whose standard deviations are known, by how they come from the columns.
+
+    With them, which columns have been mixed with values that are held: a row of the matrix says nothing
+    of these, which had a spread in training.
+    """
     for step in steps:
-        yield from _at_scalers(step, gains)
+        yield from _at_scalers(step, gains, mixed)
+        mixed = mixed | _mixed_with_held(step, gains)
         _, gains = described_step(step, gains)
     if of_network is not None:
-        yield gains, of_network
+        yield gains, of_network, mixed
 
 
-def _at_scalers(step: Any, gains: Gains) -> Iterator[tuple[Gains, NDArray[np.float64]]]:
+def _mixed_with_held(step: Any, gains: Gains) -> NDArray[np.bool_]:
+    """Return which columns a step mixes with values that are held."""
+    mixed = np.zeros(len(gains.errors), dtype=bool)
+    if gains.moves is None or gains.moves.all():
+        return mixed
+    if type(step) not in (ColumnTransformer, FeatureUnion):
+        bound, _ = described_step(step, gains)
+        return mixed if bound.matrix is None else np.asarray(gains.of_columns > 0)
+    for _, branch, reads, _ in branches(step, len(gains.moves)):
+        inside = gains.of_values(reads)
+        for inner in flat_steps(branch) if inside.bound > 0 else ():
+            mixed |= _mixed_with_held(inner, inside)
+            _, inside = described_step(inner, inside)
+    return mixed
+
+
+def _at_scalers(step: Any, gains: Gains, mixed: NDArray[np.bool_]) -> Iterator[_Known]:
     """Yield the inputs of StandardScalers, also inside of other steps."""
     if type(step) is StandardScaler and step.scale_ is not None:
         roots = np.sqrt(step.var_)
         # What is constant up to rounding has a scale of 1.
-        yield gains, np.where(step.scale_ == roots, roots, 0.0)
+        yield gains, np.where(step.scale_ == roots, roots, 0.0), mixed
     if type(step) not in (ColumnTransformer, FeatureUnion) or gains.moves is None:
         return
     for _, branch, reads, _ in branches(step, len(gains.moves)):
         inside = gains.of_values(reads)
         if inside.bound > 0:
-            yield from _known_values(list(flat_steps(branch)), None, inside)
+            yield from _known_values(list(flat_steps(branch)), None, inside, mixed)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
@@ -26,6 +26,9 @@ from sklip import (
     certified_ranges,
     predict_with_radii,
 )
+from sklip.certified import Affine, MapBound
+from sklip.preprocessing import register_transformer
+from sklip.preprocessing.rules import TRANSFORMERS
 from sklip.preprocessing.scales import given_scale, standard_deviations
 
 SPREAD = np.array([0.01, 1.0, 30.0, 2000.0, 5.0])
@@ -200,7 +203,7 @@ def test_numbers_that_are_no_units_are_refused_by_the_name_of_their_column(
     [
         ({"a": 1.0, "b": 1.0}, r"every column that can change, but lacks \['c', 'd', 'e'\]"),
         ({**dict.fromkeys("abcde", 1.0), "town": 1.0}, "columns seen at fit.*got 'town'"),
-        ({**dict.fromkeys("abcde", 1.0), 7: 1.0}, "positions below 6.*got 7"),
+        ({**dict.fromkeys("abcde", 1.0), 7: 1.0}, r"positions below 6, or names of \['a', .*got 7"),
         ({**dict.fromkeys("abcde", 1.0), -1: 1.0}, "positions below 6.*got -1"),
         ({**dict.fromkeys("abcde", 1.0), True: 1.0}, "got True"),
         ({**dict.fromkeys("abcde", 1.0), 0: 1.0}, "once for each column, got 0 twice"),
@@ -305,6 +308,60 @@ def test_standard_deviations_that_are_not_known_are_refused_by_name(name):
     if missing != "[0, 1, 2, 3, 4]":
         fixed = [int(column) for column in missing.strip("[]").split(", ")]
         assert (certificates(pipeline, X, scale="std", fixed_columns=fixed) > 0).any()
+
+
+MIXED = {
+    "a projection": [PCA(2)],
+    "before the scaler": [PCA(2), StandardScaler()],
+    "inside of a part": [columns((PCA(2), [0, 1]), ("passthrough", [2, 3, 4]))],
+    "of parts side by side": [make_union(PCA(2), make_pipeline(PCA(3), StandardScaler()))],
+    "of a part beside it": [columns(("passthrough", [0, 2]), (StandardScaler(), [1, 3, 4])), PCA(4)],
+    "two steps deep": [columns((columns((PCA(1), [1, 0])), [0, 1, 2]), ("passthrough", [2, 3, 4]))],
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_column_mixed_with_one_that_is_held_has_no_standard_deviation_of_its_own(name):
+    """What is held had a spread in training, which is in that of what comes out."""
+    X, y = table()
+    pipeline = make_pipeline(*map(clone, MIXED[name]), quick(max_epochs=1)).fit(X, y)
+    with pytest.raises(ValueError, match=r"which is not so for \[.*0"):
+        certificates(pipeline, X, scale="std", fixed_columns=[1, 2, 3, 4])
+
+
+def test_columns_beside_a_mixture_keep_their_standard_deviations():
+    X, y = table()
+    words = np.where(y == 1, "a", "b").astype(object)[:, None]
+    parts = columns(
+        (make_pipeline(StandardScaler(), PCA(2)), [0, 1, 2]),
+        ("passthrough", [4, 3]),
+        (OneHotEncoder(sparse_output=False), [5]),
+    )
+    pipeline = make_pipeline(parts, quick(max_epochs=1)).fit(np.hstack([X, words]), y)
+    fixed = np.isin(np.arange(6), [1, 5])
+    found = standard_deviations([([pipeline[0]], pipeline[-1].feature_std_)], None, fixed)
+    np.testing.assert_allclose(found[:5], np.where(fixed[:5], 1.0, X.std(axis=0)), rtol=1e-9)
+
+
+class Bent(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return np.tanh(X)
+
+
+def test_behind_a_step_of_which_only_the_constant_is_known_no_standard_deviation_is(monkeypatch):
+    monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
+    register_transformer(Bent)(
+        lambda _: MapBound(1.0, lambda arithmetic: Affine(arithmetic.unit, 8 * arithmetic.unit))
+    )
+    X, y = table()
+    pipeline = make_pipeline(PCA(1), Bent(), quick(max_epochs=1)).fit(X[:, [1]], y)
+    assert certificates(pipeline, X[:, [1]]).max() > 0
+    with pytest.raises(ValueError, match=r"which is not so for \[0\]"):
+        certificates(pipeline, X[:, [1]], scale="std")
 
 
 @pytest.mark.parametrize("scaled", [False, True])
