@@ -148,6 +148,20 @@ def test_short_rows_of_large_values_are_charged_as_well(dtype):
     assert max(gaps) <= error.offset + error.slope * 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_charge_covers_operations_that_are_all_rounded_as_badly_as_they_may_be(dtype):
+    """Two interpolations as NumPy writes them, each result moved up by a unit of itself."""
+    transformer = QuantileTransformer(n_quantiles=2).fit(np.linspace(-1, 0, 50)[:, None])
+    arithmetic = Arithmetic(dtype)
+    error, up = described_transformer(transformer).rounding(arithmetic), 1 + Fraction(arithmetic.unit)
+    for value in (Fraction(-1, 10**9), Fraction(-1, 3)):
+        slope = (1 * up) / (1 / up) * up
+        interpolated = (slope * ((value + 1) * up) * up + 0) * up
+        computed = (interpolated + interpolated) * up / 2 * up
+        charge = Fraction(error.offset) + Fraction(error.slope) * -value
+        assert computed - (value + 1) <= charge
+
+
 def exact_quantile(value, transformer, column):
     quantiles = [Fraction(float(each)) for each in transformer.quantiles_[:, column]]
     references = [Fraction(float(each)) for each in transformer.references_]

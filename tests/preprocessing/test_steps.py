@@ -253,6 +253,10 @@ def test_an_imputer_copies_the_columns_it_keeps(keep_empty_features, add_indicat
     moving[np.arange(len(matrix)), step.sources] = step.factors
     np.testing.assert_array_equal(moving, matrix)
     assert gains.bound == 1
+    # No row of which all values stand for missing ones is longer, but for what stands in empty columns.
+    filled = imputer.transform(np.full((1, 3), np.nan))
+    assert step.at_zero == pytest.approx(np.linalg.norm(filled), rel=1e-8)
+    assert step.at_zero >= np.linalg.norm(filled)
 
 
 def test_parts_that_read_fixed_columns_only_may_be_anything():

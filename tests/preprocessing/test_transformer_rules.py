@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, KernelPCA, TruncatedSVD
@@ -24,8 +25,13 @@ from sklearn.preprocessing import (
 
 from sklip import LipschitzClassifier, certificates
 from sklip.certified import Affine, Arithmetic, MapBound, exact
+from sklip.certified.norms import matrix_norm_upper
 from sklip.preprocessing import register_transformer, transformer_bound
-from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
+from sklip.preprocessing.rules import (
+    TRANSFORMERS,
+    _stored_matrix_norm_upper,
+    described_transformer,
+)
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -208,6 +214,46 @@ def test_float32_components_on_float64_rows_are_charged_with_float32():
         errors = np.linalg.norm(pca.transform(rows) - wanted, axis=1)
         assert errors.max() > 1e-9
         assert (errors <= own.slope * np.linalg.norm(rows, axis=1) + own.offset).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_rows_near_zero_are_charged_for_a_mean_far_away(whiten, dtype):
+    """They have next to no length, and differences of the mean's size."""
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(50, 6)) + 1e4).astype(dtype)
+    pca = PCA(3, whiten=whiten).fit(table)
+    rows = (1e-3 * rng.normal(size=(30, 6))).astype(dtype)
+    own = described_transformer(pca).error_in(Arithmetic(np.dtype(dtype).name))
+    precise = rows.astype(np.longdouble) - pca.mean_.astype(np.longdouble)
+    wanted = precise @ pca.components_.T.astype(np.longdouble)
+    if whiten:
+        wanted /= np.sqrt(pca.explained_variance_.astype(np.longdouble))
+    errors = np.linalg.norm((pca.transform(rows) - wanted).astype(np.float64), axis=1)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    assert errors.max() > 1e4 * np.finfo(dtype).eps * lengths.max()
+    assert (errors <= own.slope * lengths + own.offset).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_quotients_that_are_flushed_to_zero_are_charged(scale, dtype):
+    """A processor may take whatever is below the smallest normal number for 0, before and behind."""
+    scaler = MaxAbsScaler().fit(np.array([[scale]]))
+    arithmetic = Arithmetic(dtype)
+    own, smallest = described_transformer(scaler).error_in(arithmetic), Fraction(arithmetic.smallest)
+    # What is lost where the row is 0 in effect, and where its quotient is.
+    for row, lost in ((smallest, smallest / Fraction(scale)), (smallest * Fraction(scale), smallest)):
+        assert Fraction(float(own.offset)) + Fraction(float(own.slope)) * row >= lost
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 9), (4, 30)], ids=str)
+def test_the_norm_of_a_stored_matrix_covers_what_each_of_its_entries_may_be_off_by(shape):
+    """By 2 ** -50 of itself: together they may be so much of the root of the sum of squares."""
+    matrix = torch.from_numpy(np.random.default_rng(0).choice([-1.0, 1.0], size=shape))
+    error = Fraction(2) ** -50 * Fraction(math.prod(shape) ** 0.5)
+    bound = Fraction(_stored_matrix_norm_upper(matrix))
+    assert bound >= Fraction(matrix_norm_upper(matrix)) + error - Fraction(2) ** -52 * bound
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64])

@@ -112,6 +112,18 @@ def test_columns_are_known_by_name_whatever_their_order(mixed_table):
     assert (certificates(pipeline, X, fixed_columns=[*fixed, "income"]) >= radii).all()
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_arrays_go_by_position_where_columns_had_names():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(60, 3)) * [1.0, 2.0, 3.0], columns=["a", "b", "c"])
+    pipeline = make_pipeline(StandardScaler(), quick()).fit(X, X["a"] > 0)
+    for fixed in ((), ["b"]):
+        expected = certificates(pipeline, X, fixed_columns=fixed)
+        assert expected.max() > 0
+        found = certificates(pipeline, X.to_numpy(), fixed_columns=fixed)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_rows_that_lack_values_certify_nothing_unless_held_fixed(mixed_table):
     X, y = mixed_table
     pipeline = mixed_pipeline().fit(X, y)
