@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, make_column_selector
 from sklearn.decomposition import PCA
@@ -471,6 +472,19 @@ def test_what_is_marked_missing_by_a_word_is_a_value(table):
     assert len(rows) == 10
 
 
+def test_a_missing_number_is_one_value_however_often_it_is_made():
+    """NaN does not equal itself: as 2 it has the same place among the categories."""
+    rng = np.random.default_rng(0)
+    X = np.stack([rng.normal(size=60), rng.choice([0.0, 1.0, np.nan], 60)], axis=1)
+    y = X[:, 0] + (X[:, 1] == 1) > 0.5
+    prepare, radii = parted((StandardScaler(), [0]), (one_hot(), [1])), []
+    for rows in (X, np.nan_to_num(X, nan=2.0)):
+        pipeline = fitted((rows, y), clone(prepare), max_epochs=20)
+        radii.append(certificates(pipeline, rows, categorical_edits=1))
+    np.testing.assert_allclose(radii[0], radii[1], rtol=1e-9)
+    assert radii[0].max() > 0
+
+
 # -- other estimators, scorers, displays ---------------------------------------------------------
 
 
@@ -648,7 +662,10 @@ def test_pipelines_without_encoders_are_refused(few_digits):
     clf = quick(max_epochs=1).fit(X, y)
     scaled = make_pipeline(StandardScaler(), quick(max_epochs=1)).fit(X, y)
     parts = make_pipeline(parted((StandardScaler(), [10, 11])), quick(max_epochs=1)).fit(X, y)
-    for estimator in (clf, scaled, parts):
+    # What an imputer has filled before is no column of the table.
+    encoded = parted((StandardScaler(), [10, 11]), (one_hot(handle_unknown="ignore"), [12]))
+    behind = make_pipeline(SimpleImputer(), encoded, quick(max_epochs=1)).fit(X, y)
+    for estimator in (clf, scaled, parts, behind):
         with pytest.raises(
             ValueError, match=r"needs columns that an encoder .* reads, and there are none"
         ):

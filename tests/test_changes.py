@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import VotingClassifier
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import (
     MinMaxScaler,
     OneHotEncoder,
@@ -369,19 +369,28 @@ def test_a_column_that_one_member_reads_as_a_number_is_no_category_of_a_vote():
 def test_lengths_of_a_column_that_is_read_twice_and_mixed_add_up():
     """(z, -z) and (z, z) of codes, added by a projection on one axis."""
     rng = np.random.default_rng(0)
-    X = np.column_stack([rng.normal(size=60), rng.integers(0, 3, 60)])
-    y = (X.sum(axis=1) > 1).astype(int)
-    twice = make_column_transformer(
-        (StandardScaler(), [0]), (OrdinalEncoder(), [1]), (OrdinalEncoder(), [1])
+    X = np.column_stack([rng.normal(size=60).astype(object), rng.choice(["a", "b", "c"], 60)])
+    y = (X[:, 0] > 0).astype(int)
+    again, turned = OrdinalEncoder(), OrdinalEncoder(categories=[["c", "b", "a"]])
+    twice = [
+        make_column_transformer((StandardScaler(), [0]), (OrdinalEncoder(), [1]), (other, [1]))
+        for other in (again, turned)
+    ]
+    twice.append(
+        make_union(
+            make_column_transformer((OrdinalEncoder(), [1])),
+            make_column_transformer((turned, [1]), (StandardScaler(), [0])),
+        )
     )
-    for later in ([PCA(2)], [PCA(2), MinMaxScaler(clip=True)], [MinMaxScaler(clip=True), PCA(2)]):
-        pipeline = make_pipeline(clone(twice), *map(clone, later), quick(max_epochs=1)).fit(X, y)
-        rows = np.column_stack([np.zeros(3), np.arange(3)])
+    behind = ([PCA(2)], [PCA(2), MinMaxScaler(clip=True)], [MinMaxScaler(clip=True), PCA(2)])
+    for prepare, later in itertools.product(twice, behind):
+        pipeline = make_pipeline(clone(prepare), *map(clone, later), quick(max_epochs=1)).fit(X, y)
+        rows = np.array([[0.0, "a"], [0.0, "b"], [0.0, "c"]], dtype=object)
         reached = pipeline[:-1].transform(rows)
         longest = np.linalg.norm(reached[:, None] - reached, axis=2).max()
         length = categorical_edit_lengths(pipeline)[1]
         assert length >= longest * (1 - 1e-12)
-        if len(later) == 1:
+        if len(later) == 1 and prepare is not twice[2]:
             assert length == pytest.approx(longest, rel=1e-12)
 
 
@@ -404,6 +413,17 @@ def test_positions_that_are_labels_of_other_columns_are_refused():
     ordered = X.set_axis([0, 1, 2], axis=1)
     again = certificates(pipeline, ordered.iloc[:5], scale=ordered.std(ddof=0))
     np.testing.assert_array_equal(again, in_deviations)
+
+
+def test_columns_may_come_from_an_iterator_that_is_read_several_times():
+    """Once for the labels of a table whose columns had no names, once for what is held."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    pipeline = make_pipeline(StandardScaler(), quick(max_epochs=5)).fit(X, X[:, 0] > 0)
+    held = certificates(pipeline, X, fixed_columns=[1, 2])
+    assert (held > certificates(pipeline, X)).all()
+    found = certificates(pipeline, pd.DataFrame(X), fixed_columns=iter([1, 2]))
+    np.testing.assert_allclose(found, held)
 
 
 def test_columns_of_one_name_are_refused_of_pipelines_that_know_no_names():
