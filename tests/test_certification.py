@@ -250,6 +250,21 @@ def test_a_softmax_that_ties_gives_the_labels_of_predict(few_digits):
     assert radii[-20:].any()
 
 
+def test_predict_is_asked_only_where_more_than_a_network_decides_and_is_not_certain(
+    few_digits, monkeypatch
+):
+    X, y = few_digits
+    network = make_pipeline(StandardScaler(), quick()).fit(X, y)
+    calibrated = CalibratedClassifierCV(quick(), **CALIBRATION).fit(X, y)
+    far, certain = 1e200 * X, X[certificates(calibrated, X) > 0]
+    assert (certificates(network, far) == 0).all()
+    expected = calibrated.predict(certain)
+    for kind in (Pipeline, CalibratedClassifierCV):
+        monkeypatch.setattr(kind, "predict", lambda self, X: pytest.fail("predict was asked"))
+    assert len(predict_with_radii(network, far)[0]) == len(X)
+    np.testing.assert_array_equal(predict_with_radii(calibrated, certain)[0], expected)
+
+
 # -- certificates under attack -------------------------------------------------------------------
 
 

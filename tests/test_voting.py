@@ -274,7 +274,29 @@ def test_probabilities_that_are_no_plain_softmax_are_refused():
             certificates(estimator, X)
 
 
-@pytest.mark.parametrize("weights", [[1, -0.5], [1e-12, 1.0], [1.0, np.inf], [np.nan, 1.0], [0, 0]])
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_weights_at_the_ends_of_their_range_are_taken(voting):
+    X, y = table(2)
+    members = [("a", quick(max_epochs=1)), ("b", quick(max_epochs=1, random_state=1))]
+    estimator = VotingClassifier(members, voting=voting, weights=[1e-9, 1e9]).fit(X, y)
+    labels, radii = predict_with_radii(estimator, X)
+    np.testing.assert_array_equal(labels, estimator.predict(X))
+    expected = certificates(estimator.estimators_[1], X)
+    np.testing.assert_allclose(radii, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1, -0.5],
+        [1e-12, 1.0],
+        [0.9e-9, 1.0],
+        [1.0, 1.1e9],
+        [1.0, np.inf],
+        [np.nan, 1.0],
+        [0, 0],
+    ],
+)
 def test_weights_that_are_negative_or_extreme_are_refused(weights):
     X, y = table(2)
     members = [("a", quick(max_epochs=1)), ("b", quick(max_epochs=1))]
