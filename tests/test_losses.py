@@ -587,3 +587,28 @@ def test_offset_of_a_radius_bounds_the_loss_of_every_perturbed_input(n_classes):
     worst *= eps / worst.norm()
     if n_classes == 2:  # attained
         assert float(plain(x + worst, target)) == pytest.approx(upper, rel=1e-12)
+
+
+# -- parameters ----------------------------------------------------------------------------------
+
+
+def test_parameters_of_a_loss_inside_of_another_are_read_unless_only_its_own_are_asked_for():
+    inner = TauCrossEntropyLoss(2.0, offset=0.5)
+    own = {"loss": inner, "weight": 0.5, "radius": 1.0}
+    loss = CertifiedRadiusLoss(**own)
+    inside = {f"loss__{name}": value for name, value in inner.get_params().items()}
+    assert inside["loss__tau"] == 2.0
+    assert loss.get_params() == {**own, **inside}
+    assert loss.get_params(deep=False) == own
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"decay": 1.0}, {"min_margin": 0.0}], ids=str)
+def test_a_parameter_out_of_range_leaves_a_loss_as_it_was(wrong):
+    logits, targets = draw_logits((4, 3), torch.float64), torch.tensor([0, 1, 2, 1])
+    loss = MulticlassSoftHKRLoss(MARGIN, 7.0)
+    loss(logits, targets)
+    parameters, mean = loss.get_params(), float(loss.running_mean)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        loss.set_params(temperature=3.0, **wrong)
+    assert loss.get_params() == parameters
+    assert float(loss.running_mean) == mean
