@@ -112,6 +112,13 @@ def test_splits_that_train_on_what_they_hold_out_are_refused_before_a_fit(iris, 
             cross_val_certificates(quick(), *iris, cv=[*apart[:2], (leaky, apart[2][1])])
 
 
+def test_nothing_is_printed_unless_asked_for(iris, capfd):
+    cross_val_certificates(quick(max_epochs=1), *iris, cv=2)
+    assert capfd.readouterr() == ("", "")
+    cross_val_certificates(quick(max_epochs=1), *iris, cv=2, verbose=3)
+    assert capfd.readouterr() != ("", "")
+
+
 def test_an_error_ends_it(iris):
     with pytest.raises(ValueError, match="tau"):
         cross_val_certificates(quick(tau=-1.0), *iris, cv=2)

@@ -8,6 +8,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.ensemble import VotingClassifier
 from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
@@ -150,6 +151,29 @@ def test_a_frame_gives_a_frame_with_its_rows_and_columns(frame, pipeline):
     assert np.isinf(other["more"]).all()
     without = certified_ranges(pipeline, X.drop(columns="d"), fixed_columns=["city"])
     pd.testing.assert_frame_equal(without, ranges.drop(columns="d"))
+
+
+def test_a_frame_whose_columns_had_no_names_keeps_its_labels():
+    X, y = table(2)
+    pipeline = make_pipeline(StandardScaler(), quick()).fit(X, y)
+    frame = pd.DataFrame(X, index=np.arange(len(X)) + 7)
+    expected = pd.DataFrame(certified_ranges(pipeline, X), index=frame.index, columns=frame.columns)
+    pd.testing.assert_frame_equal(certified_ranges(pipeline, frame), expected)
+
+
+@pytest.mark.parametrize("voting", ["soft", "hard"])
+def test_a_column_that_one_member_of_a_vote_alone_reads_is_not_free(voting):
+    X, y = table(2)
+    some = make_pipeline(ColumnTransformer([("some", StandardScaler(), [0, 1, 2])]), quick())
+    members = [("some", some), ("all", make_pipeline(StandardScaler(), quick(random_state=1)))]
+    vote = VotingClassifier(members, voting=voting, weights=[1.0, 3.0]).fit(X, y)
+    ranges, labels = certified_ranges(vote, X), vote.predict(X)
+    assert np.isfinite(ranges).all()
+    for column in (3, 4):
+        assert (ranges[:, column] > 0).mean() > 0.9
+        moved = X.copy()
+        moved[:, column] += 30 * ranges[:, column]
+        assert (vote.predict(moved) != labels).any()
 
 
 def test_steps_without_a_rule_need_their_columns_fixed(frame, pipeline):
