@@ -56,6 +56,7 @@ def test_fixed_columns_are_passed_on(fitted, few_digits):
         (np.array([0, 1]), -1, np.int64),
         (np.array([0, 1]), np.int64(-1), np.int64),
         (np.array([0, 1], dtype=np.uint8), -1, np.int16),
+        (np.array([0, 1], dtype=np.uint8), np.int64(-1), np.int16),
         (np.array([0, 1], dtype=np.uint8), 255, np.uint8),
         (np.array([0, 1], dtype=np.int8), 1000, np.int32),
         (np.array([0.0, 1.0]), -1, np.float64),

@@ -30,6 +30,7 @@ from sklip import (
 from sklip.certified import Affine, Arithmetic, Gains, MapBound
 from sklip.preprocessing import register_transformer
 from sklip.preprocessing.rules import TRANSFORMERS, described_transformer
+from sklip.preprocessing.steps import may_narrow
 from sklip.preprocessing.walk import longest_row, walk
 
 # Behind a StandardScaler, a pixel that is rarely used limits the radii of digits.
@@ -399,6 +400,18 @@ def test_what_a_step_makes_narrower_is_charged_for_its_precision(dtype, monkeypa
     assert moved.any() == (dtype == "float32")
     assert (drift.offset >= moved).all()
     assert (drift.offset < 1e-5 if dtype == "float32" else drift.offset < 1e-14).all()
+
+
+def test_only_what_comes_before_the_last_step_of_a_part_may_hide_its_precision(monkeypatch):
+    """What the last step gives is seen by its type."""
+    monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
+    register_transformer(Cast)(lambda transformer: MapBound(1.0))
+    last, before = Cast("float64"), make_pipeline(Cast("float32"), StandardScaler())
+    for part, hidden in ((last, False), (before, True), (make_pipeline(StandardScaler(), last), False)):
+        for inside in (part, make_pipeline(ColumnTransformer([("inner", part, [0])]))):
+            step = ColumnTransformer([("outer", inside, [0])]).fit(np.ones((2, 1)))
+            assert may_narrow(step) == hidden
+            assert not may_narrow(part)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
