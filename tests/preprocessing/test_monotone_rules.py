@@ -162,6 +162,16 @@ def test_the_charge_covers_operations_that_are_all_rounded_as_badly_as_they_may_
         assert computed - (value + 1) <= charge
 
 
+def test_what_is_flushed_before_the_steepest_piece_is_charged():
+    """A value below the smallest normal number, taken for 0, has crossed half of the quantiles."""
+    transformer = QuantileTransformer(n_quantiles=3).fit(np.array([[0.0], [1e-39], [1.0]]))
+    arithmetic = Arithmetic("float32")
+    error, value = described_transformer(transformer).rounding(arithmetic), arithmetic.smallest
+    lost = exact_quantile(value, transformer, 0) - exact_quantile(0.0, transformer, 0)
+    assert lost >= Fraction(1, 2)
+    assert error.offset + error.slope * value >= lost
+
+
 def exact_quantile(value, transformer, column):
     quantiles = [Fraction(float(each)) for each in transformer.quantiles_[:, column]]
     references = [Fraction(float(each)) for each in transformer.references_]

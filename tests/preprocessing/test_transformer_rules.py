@@ -25,6 +25,7 @@ from sklearn.preprocessing import (
 
 from sklip import LipschitzClassifier, certificates
 from sklip.certified import Affine, Arithmetic, MapBound, exact
+from sklip.certified.arithmetic import FLOOR
 from sklip.certified.norms import matrix_norm_upper
 from sklip.preprocessing import register_transformer, transformer_bound
 from sklip.preprocessing.rules import (
@@ -245,6 +246,25 @@ def test_quotients_that_are_flushed_to_zero_are_charged(scale, dtype):
     # What is lost where the row is 0 in effect, and where its quotient is.
     for row, lost in ((smallest, smallest / Fraction(scale)), (smallest * Fraction(scale), smallest)):
         assert Fraction(float(own.offset)) + Fraction(float(own.slope)) * row >= lost
+
+
+@pytest.mark.parametrize("n_columns", [2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_and_sums_that_are_flushed_to_zero_are_charged(n_columns, dtype):
+    """Each product, and each sum of some of them, may lose the smallest normal number."""
+    svd = TruncatedSVD(1).fit(np.random.default_rng(0).normal(size=(20, n_columns)))
+    own = described_transformer(svd).error_in(Arithmetic(dtype))
+    lost = (2 * n_columns - 1) * Arithmetic(dtype).smallest
+    assert own.offset + own.slope * lost >= lost
+
+
+@pytest.mark.parametrize("scaler", [MaxAbsScaler(), MinMaxScaler()], ids=str)
+def test_factors_that_were_raised_to_the_floor_are_those_of_no_linear_map(scaler):
+    table = np.array([[0.0, 0.0], [1e300, 2.0]])
+    known = described_transformer(scaler.fit(table))
+    np.testing.assert_allclose(known.factors, [FLOOR, 0.5])
+    assert not known.linear
+    assert described_transformer(scaler.fit(table[:, 1:])).linear
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (9, 9), (4, 30)], ids=str)
