@@ -402,6 +402,26 @@ def test_what_a_step_makes_narrower_is_charged_for_its_precision(dtype, monkeypa
     assert (drift.offset < 1e-5 if dtype == "float32" else drift.offset < 1e-14).all()
 
 
+class Holed(Cast):
+    """Loses what lies beyond 1."""
+
+    def transform(self, X):
+        return np.where(X > 1, np.nan, X)
+
+
+def test_what_a_step_has_lost_is_missing_where_only_lengths_are_known(monkeypatch):
+    monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
+    register_transformer(Cast, Holed)(
+        lambda transformer: MapBound(1.0, lambda arithmetic: Affine(0.0, arithmetic.unit))
+    )
+    X = np.array([[0.5, 2.0], [0.5, 0.25]])
+    steps = [Holed("float64").fit(X), Cast("float64").fit(X)]
+    values, gains, _, longest = walk(steps, X, None, Gains.at_start(2))
+    assert gains.moves is None
+    assert np.isnan(values).any(axis=1).tolist() == [True, False]
+    assert longest[0] == 0 < longest[1]
+
+
 def test_only_what_comes_before_the_last_step_of_a_part_may_hide_its_precision(monkeypatch):
     """What the last step gives is seen by its type."""
     monkeypatch.setattr(TRANSFORMERS, "_rules", dict(TRANSFORMERS._rules))
