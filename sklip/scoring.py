@@ -12,7 +12,7 @@ without a proven bound, say, leaves the others in the choice.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -51,13 +51,16 @@ class _CertifiedScorer(BaseEstimator):  # type: ignore[misc]
 
     def _check(self) -> None:
         """Refuse what is wrong whatever the data are. See Note [Errors and nan]."""
-        Changes(self.fixed_columns, self.scale, self.categorical_edits, self.categorical_columns)
         given = {"fixed_columns": self.fixed_columns}
         if self.categorical_columns is not None:
             given["categorical_columns"] = self.categorical_columns
         for name, columns in given.items():
             if isinstance(columns, str | bytes) or not isinstance(columns, Iterable):
                 raise ValueError(f"{name} must be an iterable of columns, got {columns!r}.")
+            # An iterator would be empty at the second score, and no column held.
+            if isinstance(columns, Iterator):
+                raise ValueError(f"{name} must be a list or tuple of columns, got {columns!r}.")
+        Changes(self.fixed_columns, self.scale, self.categorical_edits, self.categorical_columns)
         edits = self.categorical_edits
         is_number = isinstance(edits, Integral) and not isinstance(edits, bool)
         if edits is not None and not (is_number and edits >= 0):

@@ -161,6 +161,7 @@ WRONG = [
     ({"scale": {"age": math.nan}}, r"^scale must hold positive and finite numbers, got nan"),
     ({"fixed_columns": "age"}, r"^fixed_columns must be an iterable of columns, got 'age'"),
     ({"fixed_columns": None}, r"^fixed_columns must be an iterable of columns, got None"),
+    ({"fixed_columns": iter([0])}, r"^fixed_columns must be a list or tuple of columns, got <list"),
     ({"categorical_edits": -1}, r"^categorical_edits must be None or an integer of at least 0"),
     ({"categorical_edits": True}, r"^categorical_edits must be None or an integer of at least 0"),
     ({"categorical_edits": 1.0}, r"^categorical_edits must be None or an integer of at least 0"),
