@@ -392,6 +392,8 @@ def test_without_a_seed_fits_differ_and_no_parameter_is_touched(wine):
         ({"accuracy_loss": 1.0}, ValueError, r"accuracy_loss must be in \[0, 1\), got 1.0"),
         ({"accuracy_loss": "a"}, ValueError, r"accuracy_loss must be in \[0, 1\), got 'a'"),
         ({"cv": []}, ValueError, r"cv must give at least one fold, got none from \[\]"),
+        ({"cv": [([0, 1], [2, 10**6])]}, ValueError, r"cv must give rows of X, .* got row 1000000"),
+        ({"cv": [([0, -(10**6)], [2])]}, ValueError, r"cv must give rows of X, .* got row -1000000"),
         ({"estimator": StandardScaler()}, TypeError, "must be a LipschitzClassifier, got StandardS"),
         ({"estimator": quick(loss="hkr")}, ValueError, "got loss='hkr'"),
         ({"estimator": quick(solver="sgd")}, ValueError, "The 'solver' parameter"),

@@ -2,7 +2,9 @@ r"""LipschitzClassifierCV: tau and eps chosen by cross-validation."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, Self
 
@@ -187,6 +189,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         folds = list(splits.split(np.zeros(len(rows[1])), rows[1]))
         if not folds:
             raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
+        _check_members(folds, len(rows[1]))
         kind: type[Candidates] = FreshStarts if _is_one_batch(given, data) else WarmStarts
         candidates = kind(prototype, taus, epss)
         scores_on_folds = Parallel(n_jobs=self.n_jobs)(
@@ -353,6 +356,15 @@ def _given(estimator: Any) -> LipschitzClassifier:
             f"got loss={given.loss!r}; search its parameters with GridSearchCV and sklip.most_robust."
         )
     return given
+
+
+def _check_members(folds: Iterable[tuple[ArrayLike, ArrayLike]], n_rows: int) -> None:
+    for members in map(np.asarray, itertools.chain.from_iterable(folds)):
+        if members.dtype.kind in "iu" and members.size:
+            least, largest = members.min(), members.max()
+            if least < -n_rows or largest >= n_rows:
+                wrong = largest if largest >= n_rows else least
+                raise ValueError(f"cv must give rows of X, which has {n_rows}, got row {wrong}.")
 
 
 def _is_one_batch(given: LipschitzClassifier, data: TrainingData) -> bool:
