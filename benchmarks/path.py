@@ -2,15 +2,13 @@
 
     python benchmarks/path.py wine digits mnist [--repeats 3] [--folds 3]
     python benchmarks/path.py iris wine breast_cancer noise --splits 5
-    python benchmarks/path.py wine breast_cancer noise --splits 2 --choices
 
 Eight values of tau on three folds, with the fit of the winner on all rows: LipschitzClassifierCV, and
 GridSearchCV with `most_robust`, which knows nothing of one candidate when it trains another. In turns,
 after a first round where there are several; median seconds. Set OMP_NUM_THREADS=1 for the numbers of
 README.md. MNIST are its first 10,000 images: of those, none is a test image; "noise" is 300 rows of 50
-columns, of which 4 matter. With --splits: the winners of both for other folds, and for another seed;
-with --choices as well: for each tau whether columns have weights in a separate fit, by folds, and how
-many LipschitzClassifierCV has otherwise.
+columns, of which 4 matter. With --splits: the winners of both for other folds, and for another seed,
+and by how much any score of a candidate differs.
 """
 
 from __future__ import annotations
@@ -21,13 +19,11 @@ from typing import Any
 
 import numpy as np
 from interleaved import median_seconds
-from sklearn.base import clone
 from sklearn.datasets import fetch_openml, load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from sklip import LipschitzClassifier, LipschitzClassifierCV, certified_accuracy_scorer, most_robust
-from sklip.path.anew import FreshStarts
 
 N_TAUS, N_FOLDS = 8, 3
 SCORES = ("accuracy", "certified")
@@ -78,7 +74,7 @@ def winners(name: str, n_splits: int) -> None:
     """Print the winners of both, with two seeds, for other and other folds."""
     X, y = data_of(name)
     print(f"{name}: winner: accuracy, certified")
-    n_equal = 0
+    n_equal, apart = 0, 0.0
     for split in range(n_splits):
         found = []
         for seed in (0, 1):
@@ -88,36 +84,11 @@ def winners(name: str, n_splits: int) -> None:
             search.fit(X, y)
             found.append(f"separate {at_the_winner(search.cv_results_, search.best_index_)}")
             n_equal += path.best_index_ == search.best_index_
+            for score in SCORES:
+                key = f"mean_test_{score}"
+                apart = max(apart, np.abs(path.scores_[key] - search.cv_results_[key]).max())
         print(f"  split {split}:", " | ".join(found), flush=True)
-    print(f"  the same winner in {n_equal} of {2 * n_splits}")
-
-
-def choices(name: str, n_splits: int) -> None:
-    """Print whether columns have weights, and the share of a separate fit that this choice takes."""
-    X, y = data_of(name)
-    cases = [(seed, train) for n in range(n_splits) for seed in (0, 1) for train, _ in folds_of(y, n)]
-    path, search = searches(X, [], 0)
-    taus, separate = np.array(search.param_grid["tau"]), []
-    n_other, cpu = 0, {"chosen": 0.0, "known": 0.0}
-    for seed, train in cases:
-        rows = (X[train], y[train], None)
-        prototype = clone(path.estimator).set_params(random_state=seed)
-        shared = FreshStarts(prototype, taus, np.zeros(1)).fitted(rows)
-        halved = {column: clf._plan_.column_weights for _, column, clf in shared}
-        own = []
-        for tau in taus:
-            clf = clone(prototype).set_params(tau=tau)
-            for kind in cpu:
-                start = time.process_time()
-                clf.fit(*rows)
-                cpu[kind] += time.process_time() - start
-                clf._known_column_weights = clf._plan_.column_weights
-            own.append(clf._plan_.column_weights)
-        n_other += sum(halved[column] != each for column, each in enumerate(own))
-        separate.append("".join("01"[each] for each in own))
-    print(f"{name}: 1 where columns have weights, from small tau to large:", *separate)
-    print(f"  {n_other} of {N_TAUS * len(cases)} otherwise in LipschitzClassifierCV;", end=" ")
-    print(f"the choice takes {1 - cpu['known'] / cpu['chosen']:.2f} of a fit")
+    print(f"  the same winner in {n_equal} of {2 * n_splits}, scores differ by at most {apart:.4f}")
 
 
 def compare(name: str, repeats: int, n_folds: int) -> None:
@@ -152,12 +123,9 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folds", type=int, default=N_FOLDS)
     parser.add_argument("--splits", type=int, default=0, help="compare winners on so many splits")
-    parser.add_argument("--choices", action="store_true", help="of weights for columns")
     arguments = parser.parse_args()
     for one in arguments.data:
-        if arguments.choices:
-            choices(one, arguments.splits)
-        elif arguments.splits:
+        if arguments.splits:
             winners(one, arguments.splits)
         else:
             compare(one, arguments.repeats, arguments.folds)

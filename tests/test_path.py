@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import (
     check_dataframe_column_names_consistency,
     parametrize_with_checks,
 )
+from skorch.callbacks import Callback
 
 from sklip import (
     LipschitzClassifier,
@@ -30,7 +31,6 @@ from sklip import (
     most_robust,
     predict_with_radii,
 )
-from sklip.estimators import planning
 from sklip.training.net import LipschitzNet
 
 TAUS, EPSS = [1.0, 5.0, 25.0], [0.0, 0.5]
@@ -175,52 +175,99 @@ class Recorded:
         return -clf.tau
 
 
-@pytest.mark.parametrize("first_weighted", range(9))
-def test_the_choice_of_weights_for_columns_is_halved_between_small_tau_and_large(
-    first_weighted, monkeypatch
-):
-    taus, asked = [float(2**i) for i in range(8)], []
-
-    def weights_pay(train, samples, tau, n_rows, seed):
-        asked.append(tau)
-        return tau >= 2.0**first_weighted
-
-    monkeypatch.setattr(planning, "weights_pay", weights_pay)
-    scorer = Recorded()
-    all_rows = np.arange(120)
-    clf = LipschitzClassifierCV(
-        quick(max_epochs=2), taus=taus, epss=EPSS, cv=[(all_rows, all_rows)], scoring=scorer
-    ).fit(*noisy())
-    assert len(asked) <= 4 * len(EPSS) + 1  # and once of the winner
-    assert len(scorer.weights) == 16
-    for (tau, _), weights in scorer.weights.items():
-        assert (weights.min() < 1) == (tau >= 2.0**first_weighted)
-    assert (clf.best_estimator_.column_weights_.min() < 1) == (clf.tau_ >= 2.0**first_weighted)
-
-
 def test_weights_of_columns_that_pay_for_large_tau_only_are_those_of_separate_fits(wine):
     X, y = wine
     scorer, taus, all_rows = Recorded(), [0.3, 1.0, 10.0, 100.0], np.arange(len(y))
     LipschitzClassifierCV(quick(), taus=taus, cv=[(all_rows, all_rows)], scoring=scorer).fit(X, y)
     for tau in taus:
         alone = quick(tau=tau).fit(X, y)
-        np.testing.assert_array_equal(scorer.weights[tau, 0.0], alone.column_weights_)
+        np.testing.assert_allclose(scorer.weights[tau, 0.0], alone.column_weights_, atol=1e-9)
     assert [bool(scorer.weights[tau, 0.0].min() < 1) for tau in taus] == [False, False, True, True]
 
 
-def test_a_winner_that_chooses_otherwise_than_on_the_same_rows_has_a_checkpoint_of_its_own(
-    wine, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(planning, "weights_pay", lambda train, samples, tau, n_rows, seed: tau == 1.0)
+class CountsFits(Callback):
+    """Counts the trainings that it is told of, in all copies."""
+
+    n_fits = 0
+
+    def on_train_begin(self, net, **_):
+        CountsFits.n_fits += 1
+
+
+class OneMore(LipschitzClassifier):
+    """Has a fit of its own."""
+
+    n_fits = 0
+
+    def fit(self, X, y, sample_weight=None):
+        OneMore.n_fits += 1
+        return super().fit(X, y, sample_weight)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """How many networks were trained at once, in each training."""
+    train, sizes = LipschitzNet.train, []
+
+    def noted(net, *args, **kwargs):
+        sizes.append(len(getattr(net.criterion_, "criteria", [None])))
+        return train(net, *args, **kwargs)
+
+    monkeypatch.setattr(LipschitzNet, "train", noted)
+    return sizes
+
+
+def test_candidates_of_one_batch_are_trained_side_by_side(trainings):
+    X, y = noisy()
+    X = X[:, :4]  # so few columns have no weights
+    LipschitzClassifierCV(quick(max_epochs=2), taus=5, epss=EPSS, cv=2).fit(X, y)
+    assert trainings == [8, 2] * 2 + [1]
+
+
+def test_where_columns_may_have_weights_they_are_chosen_and_trained_side_by_side(wine, trainings):
     X, y = wine
-    scorer, all_rows = Recorded(), np.arange(len(y))
-    clf = LipschitzClassifierCV(
-        quick(checkpoint_dir=tmp_path), taus=[1.0, 25.0], cv=[(all_rows, all_rows)], scoring=scorer
-    )
-    clf.set_params(accuracy_loss=0.9).fit(X, y)
-    assert clf.tau_ == 1.0
-    assert scorer.weights[1.0, 0.0].min() == 1  # as at 25
-    assert_same_network(clf.best_estimator_, quick(tau=1.0).fit(X, y))
+    scorer, taus, all_rows = Recorded(), [0.3, 1.0, 10.0, 100.0, 300.0], np.arange(len(y))
+    LipschitzClassifierCV(quick(), taus=taus, cv=[(all_rows, all_rows)], scoring=scorer).fit(X, y)
+    assert [bool(scorer.weights[tau, 0.0].min() < 1) for tau in taus] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert trainings == [5, 5, 2, 3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"callbacks": [CountsFits()]},
+        {"early_stopping": True},
+        {"verbose": 1},
+        {"checkpoint_dir": "fits"},
+        {"batch_size": 32},
+        {"hidden_layer_sizes": (1024, 1024)},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_candidates_that_are_followed_or_large_are_fitted_one_after_another(
+    trainings, given, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    CountsFits.n_fits = 0
+    X, y = noisy()
+    LipschitzClassifierCV(quick(max_epochs=2, **given), taus=[1.0, 5.0], cv=2).fit(X[:, :4], y)
+    assert set(trainings) == {1}
+    assert CountsFits.n_fits == (5 if "callbacks" in given else 0)
+
+
+def test_a_subclass_fits_each_of_its_candidates_itself(trainings):
+    X, y = noisy()
+    OneMore.n_fits = 0
+    estimator = OneMore(hidden_layer_sizes=(8,), max_epochs=2, random_state=0)
+    LipschitzClassifierCV(estimator, taus=[1.0, 5.0], cv=2).fit(X[:, :4], y)
+    assert OneMore.n_fits == 5
+    assert set(trainings) == {1}
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -332,7 +379,8 @@ def test_a_given_scoring_is_what_the_winner_has_most_of(wine):
     assert clf.best_index_ == clf.scores_["mean_test_certified"].argmax()
     train, test = next(StratifiedKFold(2).split(X, y))
     by_hand = fit_by_hand(0.1, 0.0, X[train], y[train])
-    assert clf.scores_["split0_test_certified"][0] == radius(by_hand, X[test], y[test])
+    expected = radius(by_hand, X[test], y[test])
+    assert clf.scores_["split0_test_certified"][0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_class_weights_count_once(wine):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
@@ -23,6 +22,7 @@ from sklip.estimators.facts import digest_of, facts_of
 from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
 from sklip.estimators.parameters import resolve_dtype
 from sklip.estimators.storage import StoredEstimator
+from sklip.estimators.unwatched import chosen_plan
 from sklip.inputs import (
     as_images,
     as_labels,
@@ -42,7 +42,7 @@ from sklip.training.net import LipschitzNet, Watcher
 from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 
-__all__ = ["LipschitzEstimator", "as_fitted", "proven_network"]
+__all__ = ["LipschitzEstimator", "as_fitted", "prove_trained", "proven_network"]
 
 Estimator = TypeVar("Estimator", bound="LipschitzEstimator")
 
@@ -105,7 +105,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         device = self.device_ if goes_on else resolve_device(self.device)
         processes = current_processes()
         processes.check_agreement(lambda: facts_of(self, data))
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = self._draw_seed()
         seed = processes.from_first(seed)
         checkpoint = Checkpoint(None)
         if not one_pass:
@@ -122,7 +122,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         else:
             plan = self._plan(data, n_samples, self.hidden_layer_sizes)
             if self._may_weigh_columns(plan, pace, len(train)):
-                plan = self._chosen_plan(plan, data, train, moments, device, pace, seed, checkpoint)
+                plan = chosen_plan(self, plan, data, train, device, pace, seed, checkpoint)
             module = self._build(plan, data, draws)
         settings = self._net_settings()
         if goes_on and one_pass and settings == self._settings_:
@@ -143,7 +143,7 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
             fitted = object.__new__(type(self))
             fitted.__dict__.update(self.__dict__)
             rows = [*(self.history_ if goes_on else []), *net.epoch_rows()[n_epochs_before:]]
-            fitted._take_up(net, _certified(module, data), data, plan, rows, device, goes_on)
+            fitted._take_up(net, prove_trained(module, data), data, plan, rows, device, goes_on)
             return fitted
 
         def model() -> LipschitzEstimator:
@@ -236,7 +236,6 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         check_resumable(callbacks)
         facts = {
             **facts_of(self, data),
-            "known column weights": str(self._known_column_weights),
             "weights so far": digest_of(self.net_.module_.state_dict()) if goes_on else "none",
             "callbacks": digest_of(callbacks),
             "device": torch.device(device).type,
@@ -321,7 +320,7 @@ def _fitted_attributes(model: LipschitzEstimator) -> dict[str, Any]:
     return {name: value for name, value in vars(model).items() if name.endswith("_")}
 
 
-def _certified(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
+def prove_trained(module: nn.Module, data: TrainingData) -> CertifiedNetwork:
     """Export the trained network and prove it."""
     if not all(torch.isfinite(v).all() for v in module.state_dict().values()):
         raise ValueError(

@@ -10,7 +10,7 @@ without, 0.833 with them) and in 9 of a table of 50 columns with 4 that matter (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,18 +30,23 @@ _ENOUGH = 0.5
 
 
 def weights_pay(
-    train: Callable[[bool, Samples], nn.Module], samples: Samples, tau: float, n_rows: float, seed: int
-) -> bool:
-    """Return whether columns are better weighted, judged by rows held out.
+    train: Callable[[bool, Samples], Sequence[nn.Module]],
+    samples: Samples,
+    taus: Sequence[float],
+    n_rows: float,
+    seed: int,
+) -> list[bool]:
+    """Return for some temperatures whether columns are better weighted, judged by rows held out.
 
     Parameters
     ----------
     train : callable
-        Given whether columns are to have weights, and samples, it returns a trained network.
+        Given whether columns are to have weights, and samples, it returns a trained network for each
+        temperature.
     samples : Samples
         All that there is to train on.
-    tau : float
-        Temperature of the cross-entropy.
+    taus : sequence of float
+        Temperatures of the cross-entropy.
     n_rows : float
         Sum of the samples' weights.
     seed : int
@@ -49,20 +54,32 @@ def weights_pay(
 
     Returns
     -------
-    pays : bool
+    pays : list of bool
     """
     held = _held_out(samples, seed)
     if not held.any():
-        return False
+        return [False] * len(taus)
     others = samples.subset(torch.from_numpy(np.flatnonzero(~held)))
     judges = samples.subset(torch.from_numpy(np.flatnonzero(held)))
-    plain, weighted = (_cross_entropies(train(each, others), judges, tau) for each in (False, True))
-    gains = plain - weighted
+    n_judges = n_rows * held.mean()
+    pairs = zip(train(False, others), train(True, others), strict=True)
+    return [
+        _is_gain(
+            _cross_entropies(plain, judges, tau) - _cross_entropies(weighted, judges, tau),
+            judges,
+            n_judges,
+        )
+        for (plain, weighted), tau in zip(pairs, taus, strict=True)
+    ]
+
+
+def _is_gain(gains: Tensor, judges: Samples, n_judges: float) -> bool:
+    """Whether the mean of the gains is more than chance would have it."""
     weight = torch.ones_like(gains) if judges.sample_weight is None else judges.sample_weight
     share = weight / weight.sum()
     gain = (share * gains).sum()
     variance = (share * (gains - gain).square()).sum()
-    return bool(gain > _ENOUGH * (variance / (n_rows * held.mean())).sqrt())
+    return bool(gain > _ENOUGH * (variance / n_judges).sqrt())
 
 
 def _held_out(samples: Samples, seed: int) -> NDArray[np.bool_]:

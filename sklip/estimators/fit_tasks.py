@@ -17,7 +17,13 @@ except ImportError:  # before scikit-learn 1.9
         return method
 
 
-__all__ = ["CallbackSupportMixin", "FitTasks", "with_callbacks"]
+__all__ = ["CallbackSupportMixin", "FitTasks", "is_followed", "with_callbacks"]
+
+
+def is_followed(estimator: Any) -> bool:
+    """Whether scikit-learn's callbacks have been set on an estimator."""
+    # There is no public way to ask.
+    return hasattr(estimator, "_skl_callbacks")
 
 
 class FitTasks:

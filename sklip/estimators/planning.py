@@ -13,22 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from torch import nn
 
 from sklip import networks
 from sklip.certified import CertifiedNetwork
 from sklip.certified.integrity import refuse_altered
 from sklip.estimators import nested
-from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS, weights_pay
+from sklip.estimators.column_choice import FEWEST_COLUMNS, FEWEST_ROWS
 from sklip.estimators.pace import Pace
 from sklip.estimators.parameters import resolve_augmentation
 from sklip.inputs import check_input_shape
 from sklip.layers import Center, to_torch
 from sklip.training.callbacks import StopEarly, check_callbacks
-from sklip.training.checkpoints import Checkpoint
-from sklip.training.data import Moments, Samples, TrainingData
+from sklip.training.data import Moments, TrainingData
 from sklip.training.net import LipschitzNet
-from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 
 __all__ = ["PlanningEstimator"]
@@ -46,8 +45,6 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
 
     callbacks: Any
     _plan_: networks.NetworkPlan
-    # Whether columns are to have weights, if that is known; None: held-out rows decide.
-    _known_column_weights: bool | None = None
 
     @abstractmethod
     def _n_outputs(self, classes: NDArray[Any] | None) -> int:
@@ -60,6 +57,10 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def _nonlinearity(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return what makes predictions of outputs, for callbacks that score them in training."""
+
+    def _draw_seed(self) -> int:
+        """Return the seed of one fit."""
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _pace(self, n_samples: int | None, input_shape: tuple[int, ...]) -> Pace:
         return Pace.resolve(
@@ -81,39 +82,6 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
             and FEWEST_ROWS <= n_samples <= min(pace.batch_size, networks.SMALL_TABLE_ROWS)
             and self.loss in ("tau_cross_entropy", "logit_annealing")
         )
-
-    def _chosen_plan(
-        self,
-        plan: networks.NetworkPlan,
-        data: TrainingData,
-        samples: Samples,
-        moments: Moments | None,
-        device: str,
-        pace: Pace,
-        seed: int,
-        checkpoint: Checkpoint,
-    ) -> networks.NetworkPlan:
-        """Return the plan with or without weights of columns, whichever is better on held-out rows."""
-        assert moments is not None, "of tables"
-        if self._known_column_weights is not None:
-            return replace(plan, column_weights=self._known_column_weights)
-        if "column_weights" in checkpoint.kept:
-            return replace(plan, column_weights=checkpoint.kept["column_weights"])
-        pace = pace.hurried()
-
-        def train(column_weights: bool, some: Samples) -> nn.Module:
-            draws = seeded(seed)
-            module = self._build(replace(plan, column_weights=column_weights), data, draws)
-            net = self._make_net(
-                module, data.classes, moments, device, pace, seed, draws, watched=False
-            )
-            net.train(some, None, pace.max_epochs)
-            return module
-
-        pays = weights_pay(train, samples, self.tau, moments.weight, seed)
-        pays = current_processes().from_first(pays)
-        checkpoint.keep("column_weights", lambda: pays)
-        return replace(plan, column_weights=pays)
 
     def _plan(
         self, data: TrainingData, n_samples: int | None, hidden_layer_sizes: Any
@@ -240,16 +208,17 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
         seed: int,
         draws: seeded,
         *,
+        criterion: nn.Module | None = None,
         watched: bool = True,
     ) -> LipschitzNet:
         """Return a net that is ready to train.
 
-        `moments` are those of a table, None for images; a net that is not `watched` reports nothing and
-        has no callbacks.
+        `moments` are those of a table, None for images; `criterion` is None for this estimator's own; a
+        net that is not `watched` reports nothing and has no callbacks.
         """
         net = LipschitzNet(
             module,
-            self._criterion(classes),
+            self._criterion(classes) if criterion is None else criterion,
             schedule=self.learning_rate_schedule,
             augmentation=resolve_augmentation(self.augmentation, moments is None),
             shuffle_seed=seed,

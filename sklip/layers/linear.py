@@ -125,7 +125,7 @@ class ColumnWeightedLinear(SpectralLinear):
     @property
     def weight(self) -> Tensor:
         """The matrix W D in use, of shape (out_features, in_features)."""
-        return super().weight * self.column_weights
+        return super().weight * self.column_weights.unsqueeze(-2)
 
     def interval_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weights of the columns, shape (in_features,)."""

@@ -24,18 +24,21 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.mT + bias``, as ``functional.linear`` does.
+    """Return ``x @ weight.mT + bias``, as ``functional.linear`` does, also of a batch of matrices.
 
     Parameters
     ----------
     x : Tensor of shape (..., in_features)
-    weight : Tensor of shape (out_features, in_features)
-    bias : Tensor of shape (out_features,), or None
+    weight : Tensor of shape (out_features, in_features) or (batch, out_features, in_features)
+    bias : Tensor of shape (out_features,) or (batch, out_features), or None
 
     Returns
     -------
     y : Tensor of shape (..., out_features)
     """
+    if weight.ndim == 3:
+        x = x.expand(len(weight), *x.shape[-2:])
+        return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
     if not _pays(x, weight, len(weight)):
         return functional.linear(x, weight, bias)
     # Rows are pixels, and their values channels, in the order of memory that is called channels_last.

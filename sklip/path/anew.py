@@ -26,46 +26,26 @@ early stopping are each for one network.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import clone
 
-from sklip.estimators import LipschitzClassifier
+from sklip.estimators import LipschitzClassifier, fitted_side_by_side
 from sklip.path.candidates import Candidates, Rows
 
 __all__ = ["FreshStarts"]
 
 
 class FreshStarts(Candidates):
-    """Candidates as of separate fits, with fewer choices. See Note [One batch]."""
+    """Candidates as of separate fits. See Note [One batch]."""
 
     def fitted(self, rows: Rows) -> Iterator[tuple[int, int, LipschitzClassifier]]:
         """Yield places in epss and in taus, and the candidate."""
-        columns = np.arange(len(self.taus))
-        for row, eps in enumerate(self.epss):
-            for column, clf in self._by_halves(columns, eps, rows, None):
-                yield row, column, clf
-
-    def _by_halves(
-        self, columns: NDArray[np.intp], eps: float, rows: Rows, column_weights: bool | None
-    ) -> Iterator[tuple[int, LipschitzClassifier]]:
-        """Yield the middle candidate first, which decides for all of smaller or all of larger tau.
-
-        `column_weights` is what is known of these candidates so far, None: nothing.
-        """
-        if not len(columns):
-            return
-        middle = len(columns) // 2
-        clf = self._candidate(self.taus[columns[middle]], eps)
-        clf._known_column_weights = column_weights
-        clf.fit(*rows)
-        yield int(columns[middle]), clf
-        weighted = clf._plan_.column_weights
-        below, above = (column_weights, True) if weighted else (False, column_weights)
-        yield from self._by_halves(columns[:middle], eps, rows, below)
-        yield from self._by_halves(columns[middle + 1 :], eps, rows, above)
+        places = list(itertools.product(range(len(self.epss)), range(len(self.taus))))
+        classifiers = [self._candidate(self.taus[column], self.epss[row]) for row, column in places]
+        for place, clf in zip(places, fitted_side_by_side(classifiers, *rows), strict=True):
+            yield *place, clf
 
     def winner(self, tau: float, eps: float, rows: Rows) -> LipschitzClassifier:
         """Return one candidate, as a fit of its own."""

@@ -59,21 +59,21 @@ def penalize_(
 
     Parameters
     ----------
-    weights : Parameter of shape (n_features,)
+    weights : Parameter of shape (n_features,), or (n_networks, n_features)
         With its gradient of a mean loss.
     scales : Tensor of shape (n_features,)
         Standard deviations of the columns over the root of the number of rows.
-    logits : Tensor of shape (n_samples, n_outputs)
+    logits : Tensor of shape (n_samples, n_outputs), or (n_networks, n_samples, n_outputs)
         With their gradient.
     sample_weight : Tensor of shape (n_samples,), or None
     """
     if weights.grad is None:  # frozen
         return
     assert logits.grad is not None, "of logits that keep their gradient"
-    squares = logits.grad.square().sum(1)
+    squares = logits.grad.square().sum(-1)
     # Row i counts w_i / sum(w) in a mean; so does the gradient by its logits, twice when squared.
     if sample_weight is None:
-        size = (squares.sum() * len(squares)).sqrt()
+        size = (squares.sum(-1, keepdim=True) * squares.shape[-1]).sqrt()
     else:
-        size = ((squares / sample_weight).sum() * sample_weight.sum()).sqrt()
+        size = ((squares / sample_weight).sum(-1, keepdim=True) * sample_weight.sum()).sqrt()
     weights.grad.add_(_KAPPA * size * scales)

@@ -51,10 +51,11 @@ def test_weights_are_taken_where_other_rows_are_predicted_better(table, plain, w
 
     def train(column_weights, samples):
         trained_on.append(len(samples))
-        return Certain(weighted if column_weights else plain)
+        # As good as each other at the second temperature.
+        return [Certain(weighted if column_weights else plain), Certain(1.0)]
 
     samples = samples_of(X, (X[:, 0] > 0).astype(np.int64))
-    assert weights_pay(train, samples, 3.0, float(len(X)), seed=0) is expected
+    assert weights_pay(train, samples, [3.0, 5.0], float(len(X)), seed=0) == [expected, False]
     assert trained_on == [60, 60]
 
 
@@ -76,9 +77,10 @@ def test_a_gain_within_half_its_error_does_not_count(table):
             return rows[:, :1].sign() * (5 + noise[:, None] + self.gain)
 
     def pays(gain):
-        return weights_pay(
-            lambda weighted, _: Noisy(gain) if weighted else Certain(5.0), samples, 1.0, 90.0, seed=0
-        )
+        def train(weighted, _):
+            return [Noisy(gain) if weighted else Certain(5.0)]
+
+        return weights_pay(train, samples, [1.0], 90.0, seed=0)[0]
 
     assert not pays(0.0)
     assert pays(2.0)
@@ -89,4 +91,4 @@ def test_rows_that_are_all_the_same_have_no_weights():
         raise AssertionError("nothing is there to compare by")
 
     samples = samples_of(np.ones((90, 3)), np.arange(90) % 2)
-    assert weights_pay(train, samples, 3.0, 90.0, seed=0) is False
+    assert weights_pay(train, samples, [3.0, 5.0], 90.0, seed=0) == [False, False]

@@ -1,0 +1,104 @@
+"""Classifiers that differ in their loss alone, fitted to the same small table."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+
+from sklip import networks
+from sklip.estimators.base import prove_trained
+from sklip.estimators.classifier import LipschitzClassifier
+from sklip.estimators.fit_tasks import is_followed
+from sklip.estimators.unwatched import column_choices, trained_unwatched
+from sklip.training.data import TrainingData
+from sklip.training.devices import resolve_device
+from sklip.training.parallel import Together, current_processes
+from sklip.training.seeding import seeded
+
+__all__ = ["fitted_side_by_side"]
+
+# Networks in one training: of eight, two thirds of the time of a step are products of matrices.
+_MOST_NETWORKS = 8
+# And values in all their matrices: larger ones gain nothing, and take memory.
+_MOST_VALUES = 2**20
+
+
+def fitted_side_by_side(
+    classifiers: Sequence[LipschitzClassifier],
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> Iterator[LipschitzClassifier]:
+    """Fit classifiers that differ in `tau` and `eps` alone, and yield them in order.
+
+    Those of small tables are trained side by side, where nobody follows a single one: see Note [Side by
+    side] of :mod:`sklip.training.side_by_side`. They are what ``fit`` makes of them up to rounding, and
+    have the history of all together. All others are fitted one after another.
+
+    Parameters
+    ----------
+    classifiers : sequence of LipschitzClassifier
+        Of one seed, an int, and valid parameters.
+    X, y, sample_weight : array-like
+        As for :meth:`sklip.LipschitzClassifier.fit`.
+    """
+    first = classifiers[0]
+    data = first._read(X, y, sample_weight, None, goes_on=False)
+    n_together = _how_many_together(first, data)
+    for start in range(0, len(classifiers), n_together):
+        group = classifiers[start : start + n_together]
+        if len(group) > 1:
+            _fit(group, X, y, sample_weight)
+        else:
+            group[0].fit(X, y, sample_weight)
+        yield from group
+
+
+def _how_many_together(first: LipschitzClassifier, data: TrainingData) -> int:
+    """Return how many classifiers like the first one are to be trained in one training."""
+    followed = first._callbacks() or first.verbose or first.checkpoint_dir or is_followed(first)
+    # A subclass may have a fit of its own.
+    if followed or type(first) is not LipschitzClassifier or isinstance(current_processes(), Together):
+        return 1
+    n_rows = len(data.samples("cpu"))
+    pace = first._pace(n_rows, data.input_shape)
+    plan = first._plan(data, n_rows, first.hidden_layer_sizes)
+    is_table = plan.architecture == "mlp" and len(data.input_shape) == 1
+    if not is_table or n_rows > min(pace.batch_size, networks.SMALL_TABLE_ROWS):
+        return 1
+    widths = [*data.input_shape, *plan.hidden_layer_sizes, plan.n_outputs]
+    n_values = sum(before * after for before, after in itertools.pairwise(widths))
+    return max(1, min(_MOST_NETWORKS, _MOST_VALUES // n_values))
+
+
+# Whatever the caller's code around it has switched off, as in fit.
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _fit(
+    group: Sequence[LipschitzClassifier], X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+) -> None:
+    """Fit classifiers in one training."""
+    of_each = [each._read(X, y, sample_weight, None, goes_on=False) for each in group]
+    first, data = group[0], of_each[0]
+    device, seed = resolve_device(first.device), first._draw_seed()
+    samples = data.samples(device)
+    pace = first._pace(len(samples), data.input_shape)
+    plan = first._plan(data, len(samples), first.hidden_layer_sizes)
+    choices = [False] * len(group)
+    if first._may_weigh_columns(plan, pace, len(samples)):
+        choices = column_choices(group, plan, data, samples, device, pace, seed)
+    for choice in sorted(set(choices)):
+        chosen = replace(plan, column_weights=choice)
+        members = [each for each, own in zip(group, choices, strict=True) if own == choice]
+        trained, history = trained_unwatched(members, chosen, data, samples, device, pace, seed)
+        for each, network in zip(members, trained, strict=True):
+            net = each._make_net(
+                network, data.classes, data.moments, device, pace, seed, seeded(seed), watched=False
+            )
+            certified = prove_trained(network, data)
+            each._take_up(net, certified, data, chosen, history, device, goes_on=False)

@@ -1,0 +1,93 @@
+"""Networks for a table that are trained without anybody following, for one estimator or for several.
+
+The estimators differ in their loss alone. All networks have one plan and one seed, so they start from
+the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import nn
+
+from sklip.estimators.column_choice import weights_pay
+from sklip.estimators.pace import Pace
+from sklip.estimators.planning import PlanningEstimator
+from sklip.networks import NetworkPlan
+from sklip.training.checkpoints import Checkpoint
+from sklip.training.data import Samples, TrainingData
+from sklip.training.parallel import current_processes
+from sklip.training.seeding import seeded
+from sklip.training.side_by_side import SideBySide, SumOfLosses
+
+__all__ = ["chosen_plan", "column_choices", "trained_unwatched"]
+
+
+def trained_unwatched(
+    estimators: Sequence[PlanningEstimator],
+    plan: NetworkPlan,
+    data: TrainingData,
+    samples: Samples,
+    device: str,
+    pace: Pace,
+    seed: int,
+) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+    """Return the network trained for each estimator, and the history, which is of all together."""
+    first, draws = estimators[0], seeded(seed)
+    module = first._build(plan, data, draws)
+    criteria = [each._criterion(data.classes) for each in estimators]
+    together = len(estimators) > 1
+    net = first._make_net(
+        SideBySide([cast(nn.Sequential, module)] * len(estimators)) if together else module,
+        data.classes,
+        data.moments,
+        device,
+        pace,
+        seed,
+        draws,
+        criterion=SumOfLosses(criteria) if together else criteria[0],
+        watched=False,
+    )
+    net.train(samples, None, pace.max_epochs)
+    trained: list[nn.Module] = list(net.module_.apart()) if together else [module]
+    return trained, net.epoch_rows()
+
+
+def column_choices(
+    estimators: Sequence[PlanningEstimator],
+    plan: NetworkPlan,
+    data: TrainingData,
+    samples: Samples,
+    device: str,
+    pace: Pace,
+    seed: int,
+) -> list[bool]:
+    """Return for each estimator whether weights of columns pay: see sklip.estimators.column_choice."""
+
+    def train(column_weights: bool, some: Samples) -> list[nn.Module]:
+        chosen = replace(plan, column_weights=column_weights)
+        return trained_unwatched(estimators, chosen, data, some, device, pace.hurried(), seed)[0]
+
+    taus = [float(each.tau) for each in estimators]
+    return weights_pay(train, samples, taus, data.moments.weight, seed)
+
+
+def chosen_plan(
+    estimator: PlanningEstimator,
+    plan: NetworkPlan,
+    data: TrainingData,
+    samples: Samples,
+    device: str,
+    pace: Pace,
+    seed: int,
+    checkpoint: Checkpoint,
+) -> NetworkPlan:
+    """Return an estimator's plan with or without weights of columns, as held-out rows decide."""
+    if "column_weights" in checkpoint.kept:
+        return replace(plan, column_weights=checkpoint.kept["column_weights"])
+    (pays,) = column_choices([estimator], plan, data, samples, device, pace, seed)
+    pays = current_processes().from_first(pays)
+    checkpoint.keep("column_weights", lambda: pays)
+    return replace(plan, column_weights=pays)
