@@ -116,17 +116,31 @@ class TestDask:
         assert_same(search, alone, X)
 
 
-@pytest.mark.filterwarnings("ignore")  # of Ray's own
-def test_ray_finds_what_one_process_finds(alone, few_digits):
+@pytest.fixture(scope="module")
+def ray_backend():
+    """Two processes of Ray's, for joblib."""
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
     from ray.util.joblib import register_ray
 
-    X, y = few_digits
+    # Workers can't import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(num_cpus=2, include_dashboard=False, configure_logging=False)
-    try:
-        register_ray()
-        with parallel_config("ray"):
-            search = searched(X, y, 2)
-    finally:
-        ray.shutdown()
-    assert_same(search, alone, X)
+    register_ray()
+    yield "ray"
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+class TestRay:
+    def test_a_search_finds_what_one_process_finds(self, ray_backend, alone, few_digits):
+        with parallel_config(ray_backend):
+            search = searched(*few_digits, 2)
+        assert_same(search, alone, few_digits[0])
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+    def test_a_search_survives_a_killed_worker(self, ray_backend, alone, few_digits, tmp_path):
+        retries = {"max_restarts": 3, "max_task_retries": 3}
+        with parallel_config(ray_backend, ray_remote_args=retries):
+            search = searched(*few_digits, 2, scoring=KillsItsWorker(tmp_path))
+        assert (tmp_path / "killed").exists()
+        assert_same(search, alone, few_digits[0])

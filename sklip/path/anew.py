@@ -5,23 +5,14 @@ Note [One batch]
 Where all rows are one batch, a fit is some 60 steps at a large rate, and where they end depends on
 where they start. Along a path of warm starts, in a third of the time, the winner of 8 taus was that of
 separate fits in 4 of 10 cases on wine (5 splits, 2 seeds), 8 on iris, 7 on breast_cancer, and in none
-on 300 rows of 50 columns with 4 that matter, where it was right on 0.55 of rows instead of 0.83: a
-path decides for its smallest tau whether columns have weights, and goes on from those trained for it.
-So here each candidate starts from the same random weights and takes all the steps: with the same
-choice for columns it has the bits of a separate fit, and the winner always has.
-
-That choice (:mod:`sklip.estimators.column_choice`) is 0.4 of the time of a fit, and depends on tau: a
-large one fits its rows exactly, through noise as well, and there weights pay. So the middle tau is
-asked first. If weights pay, all larger ones take them; if not, no smaller one does; and the other half
-has a middle of its own: of 8 taus 3 or 4 are asked. In 36 folds of wine, breast_cancer and the 50
-columns, 4 of 288 candidates would have chosen otherwise, 3 of them at large taus on wine.
+on 300 rows of 50 columns with 4 that matter, where it was right on 0.55 of rows instead of 0.83. So
+here each candidate starts from the same random weights and takes all the steps, and what is saved is
+the time between operations: up to eight are trained side by side (:mod:`sklip.estimators.side_by_side`).
 
 What else was tried on wine: a path with twice the epochs, at half the rate or the whole one, had the
 same winner in 4 of 10 cases as well, and from accurate to robust it lost up to four points certified; a
 third of the epochs from random weights, at one to three times the rate, gave certified accuracies up to
-53 points off. Candidates side by side as batches of matrices took 0.42 of the time of separate steps
-(0.84 on the digits, whose steps are long products of matrices already); but callbacks, checkpoints and
-early stopping are each for one network.
+53 points off.
 """
 
 from __future__ import annotations
