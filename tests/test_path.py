@@ -1,6 +1,7 @@
 """LipschitzClassifierCV: what it scores, what it chooses, and how it stands in for its winner."""
 
 import copy
+import itertools
 import pickle
 
 import joblib
@@ -31,6 +32,8 @@ from sklip import (
     most_robust,
     predict_with_radii,
 )
+from sklip.path.finals import settle
+from sklip.path.walk import WarmStarts
 from sklip.training.net import LipschitzNet
 
 TAUS, EPSS = [1.0, 5.0, 25.0], [0.0, 0.5]
@@ -81,8 +84,8 @@ def walk_by_hand(tau, eps, X, y):
 
 # Of tables that are one batch, and of others.
 WAYS = pytest.mark.parametrize(
-    ("found", "by_hand", "given"),
-    [("fitted", fit_by_hand, {}), ("walked", walk_by_hand, {"batch_size": 64})],
+    ("found", "given"),
+    [("fitted", {}), ("walked", {"batch_size": 64})],
     ids=["one batch", "several batches"],
 )
 
@@ -105,16 +108,22 @@ def test_a_check_that_the_generator_leaves_out():
 
 @WAYS
 def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_on(
-    wine, found, by_hand, given, request
+    wine, found, given, request
 ):
     X, y = wine
-    results = request.getfixturevalue(found).scores_
+    clf = request.getfixturevalue(found)
+    results, best = clf.scores_, clf.best_index_
     assert results["params"] == [{"tau": tau, "eps": eps} for eps in EPSS for tau in TAUS]
+    in_full = {best - 1, best} if best % len(TAUS) else {best}
     for fold, (train, test) in enumerate(StratifiedKFold(2).split(X, y)):
         for index, (tau, eps) in enumerate(
             zip(results["param_tau"], results["param_eps"], strict=True)
         ):
-            labels, radii = by_hand(tau, eps, X[train], y[train]).predict_with_radii(X[test])
+            if found == "fitted" or index in in_full:
+                alone = quick(tau=tau, eps=eps, **given).fit(X[train], y[train])
+            else:
+                alone = walk_by_hand(tau, eps, X[train], y[train])
+            labels, radii = alone.predict_with_radii(X[test])
             right = labels == y[test]
             assert results[f"split{fold}_test_accuracy"][index] == right.mean()
             assert results[f"split{fold}_test_certified"][index] == (right & (radii > 0.5)).mean()
@@ -127,7 +136,7 @@ def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_o
 @WAYS
 @pytest.mark.parametrize("accuracy_loss", [0.0, 0.9])
 def test_the_winner_is_the_most_robust_of_the_accurate_trained_on_all_rows(
-    wine, found, by_hand, given, accuracy_loss, request
+    wine, found, given, accuracy_loss, request
 ):
     X, y = wine
     clf = clone(request.getfixturevalue(found)).set_params(accuracy_loss=accuracy_loss).fit(X, y)
@@ -136,9 +145,47 @@ def test_the_winner_is_the_most_robust_of_the_accurate_trained_on_all_rows(
     best = max(enough, key=lambda i: (certified[i], accuracy[i], -i))
     assert clf.best_index_ == best
     assert (clf.tau_, clf.eps_) == (clf.scores_["param_tau"][best], clf.scores_["param_eps"][best])
-    expected = by_hand(clf.tau_, clf.eps_, X, y).decision_function(X)
-    np.testing.assert_array_equal(clf.decision_function(X), expected)
-    assert clf.best_estimator_.get_params() == quick(tau=clf.tau_, eps=clf.eps_, **given).get_params()
+    alone = quick(tau=clf.tau_, eps=clf.eps_, **given)
+    assert clf.best_estimator_.get_params() == alone.get_params()
+    assert_same_network(clf.best_estimator_, alone.fit(X, y))
+
+
+# Places in a grid of two eps by three taus, as they win in turn.
+@pytest.mark.parametrize(
+    ("winners", "in_full"),
+    [
+        ([1, 1], [[0, 1]]),
+        ([2, 1], [[1, 2]]),
+        ([3, 3], [[3]]),  # the smallest tau of the second eps
+        ([0, 0], [[0]]),
+        ([2, 0, 0], [[1, 2], [0]]),
+        ([5, 1, 3, 5], [[4, 5], [1], [3]]),
+    ],
+)
+def test_finals_go_on_until_what_wins_was_trained_in_full(wine, monkeypatch, winners, in_full):
+    X, y = wine
+    candidates = WarmStarts(quick(max_epochs=1), np.array(TAUS), np.array(EPSS))
+    places = {each: place for place, each in enumerate(itertools.product(EPSS, TAUS))}
+    left = list(winners)
+
+    def score(clf, *_):
+        return float(places[clf.eps, clf.tau])
+
+    def choose(scores):
+        known = set().union(*in_full[: len(winners) - len(left)])
+        for place in range(6):
+            assert (scores[:, place, 1] == (place if place in known else -1)).all()
+        return left.pop(0)
+
+    folds = list(StratifiedKFold(2).split(X, y))
+    before = np.full((2, 6, 2), -1.0)
+    after = settle(candidates, score, (X, y, None), folds, before, choose, None)
+    assert not left
+    assert (before == -1).all()
+    for place in range(6):
+        known = any(place in each for each in in_full)
+        assert (after[:, place, 1] == (place if known else -1)).all()
+        assert ((after[:, place, 0] >= 0) == known).all()
 
 
 def test_on_one_batch_scores_and_winner_are_those_of_a_search_with_separate_fits(wine):
@@ -271,16 +318,11 @@ def test_a_subclass_fits_each_of_its_candidates_itself(trainings):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_rows_without_weight_make_no_further_batch(wine, weight):
+def test_rows_without_weight_make_no_further_batch(wine, weight, trainings):
     X, y = wine
     weights = np.where(np.arange(len(y)) % 2, 1.0, weight)
-    estimator = quick(batch_size=100)
-    clf = LipschitzClassifierCV(
-        estimator, taus=[1.0, 25.0], cv=2, accuracy_loss=0.9, scoring=lambda clf, *_, **__: clf.tau
-    ).fit(X, y, weights)
-    alone = clone(estimator).set_params(tau=25.0).fit(X, y, weights)
-    equal = np.array_equal(clf.decision_function(X), alone.decision_function(X))
-    assert equal == (weight == 0.0)
+    LipschitzClassifierCV(quick(batch_size=100), taus=[1.0, 25.0], cv=2).fit(X, y, weights)
+    assert (2 in trainings) == (weight == 0.0)
 
 
 @pytest.mark.parametrize("given", [{}, {"batch_size": 64}], ids=["one batch", "several batches"])

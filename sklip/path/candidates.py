@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.utils import _safe_indexing
 
 from sklip.estimators import LipschitzClassifier
 
-__all__ = ["Candidates", "Rows", "as_results", "scores_on_fold"]
+__all__ = ["Candidates", "Rows", "as_results", "scores_in_full", "scores_on_fold"]
 
 # X, labels and weights.
 Rows = tuple[Any, NDArray[Any], NDArray[np.float64] | None]
@@ -21,7 +22,7 @@ Rows = tuple[Any, NDArray[Any], NDArray[np.float64] | None]
 
 @dataclass(frozen=True)
 class Candidates(ABC):
-    """A grid of candidates, and how they are trained.
+    """A grid of candidates, and how they are trained to be compared.
 
     Parameters
     ----------
@@ -41,21 +42,38 @@ class Candidates(ABC):
     def fitted(self, rows: Rows) -> Iterator[tuple[int, int, LipschitzClassifier]]:
         """Yield places in epss and in taus, and the candidate, which is changed after that."""
 
-    @abstractmethod
-    def winner(self, tau: float, eps: float, rows: Rows) -> LipschitzClassifier:
-        """Return one candidate, trained as all of them are."""
+    def unfitted(self, row: int, column: int) -> LipschitzClassifier:
+        """Return the candidate of places in epss and in taus, to be fitted by itself."""
+        clf: LipschitzClassifier = clone(self.prototype)
+        return clf.set_params(tau=float(self.taus[column]), eps=float(self.epss[row]))
 
 
 def scores_on_fold(
     candidates: Candidates, scorer: Any, rows: Rows, train: NDArray[np.intp], test: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Return accuracy and robustness of each candidate, by eps and then by tau."""
-    X, y, weight = _some(rows, test)
-    weighted = {} if weight is None else {"sample_weight": weight}
+    held_out = _some(rows, test)
     scores = np.empty((len(candidates.epss), len(candidates.taus), 2))
     for row, column, clf in candidates.fitted(_some(rows, train)):
-        scores[row, column] = clf.score(X, y, **weighted), scorer(clf, X, y, **weighted)
+        scores[row, column] = _scores(clf, scorer, held_out)
     return scores.reshape(-1, 2)
+
+
+def scores_in_full(
+    clf: LipschitzClassifier,
+    scorer: Any,
+    rows: Rows,
+    train: NDArray[np.intp],
+    test: NDArray[np.intp],
+) -> tuple[float, float]:
+    """Return accuracy and robustness of one candidate, fitted by itself."""
+    return _scores(clf.fit(*_some(rows, train)), scorer, _some(rows, test))
+
+
+def _scores(clf: LipschitzClassifier, scorer: Any, rows: Rows) -> tuple[float, float]:
+    X, y, weight = rows
+    weighted = {} if weight is None else {"sample_weight": weight}
+    return clf.score(X, y, **weighted), scorer(clf, X, y, **weighted)
 
 
 def _some(rows: Rows, members: NDArray[np.intp]) -> Rows:

@@ -21,7 +21,8 @@ from sklip.certification import register_wrapper
 from sklip.estimators import LipschitzClassifier
 from sklip.inputs import check_sample_weight
 from sklip.path.anew import FreshStarts
-from sklip.path.candidates import Candidates, Rows, as_results, scores_on_fold
+from sklip.path.candidates import Rows, as_results, scores_on_fold
+from sklip.path.finals import settle
 from sklip.path.walk import WarmStarts
 from sklip.rows import as_numpy
 from sklip.scoring import certified_accuracy_scorer, check_accuracy_loss, most_robust
@@ -29,8 +30,6 @@ from sklip.training.data import Moments, TrainingData
 
 __all__ = ["LipschitzClassifierCV"]
 
-# What candidates have of their own, and the winner gets back.
-_OF_CANDIDATES = ("max_epochs", "learning_rate", "warm_start", "random_state")
 _CROSS_ENTROPIES = ("tau_cross_entropy", "logit_annealing")
 # Smallest and largest tau of a grid that is a number, over the spread of X.
 _SMALLEST, _LARGEST = 1.0, 300.0
@@ -45,7 +44,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     radii are those of `best_estimator_`, a :class:`sklip.LipschitzClassifier` that proves its own
     network; ``certificates``, ``predict_with_radii``, ``certified_ranges`` and Pipelines take this
     estimator in its place. Certified scores of candidates are proven as well: of each network on the
-    rows that were held out from it. Candidates share work, on larger data their weights: see the notes.
+    rows that were held out from it. Candidates share work: see the notes.
 
     Parameters
     ----------
@@ -99,17 +98,18 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
 
     Notes
     -----
-    Where all rows are one batch (by the `batch_size` of `estimator`; "auto": tables of up to 1024),
-    candidates are separate fits from the same random weights, and the winner is, bit for bit, what
-    ``LipschitzClassifier`` fits with its tau and eps, the other parameters and the same seed. Of the
-    candidates of a fold not each is asked whether its columns are to have weights: those that pay for
-    one tau are taken for larger ones, and those that don't, for no smaller one.
+    The winner is, bit for bit, what ``LipschitzClassifier`` fits with its tau and eps, the other
+    parameters and the same seed.
 
-    With several batches, the first candidate of a fold, the most robust one, is trained in full; each
-    other one starts from its more robust neighbour with a quarter of the epochs and half the rate, and
-    the winner is trained so as well. A fit of ``LipschitzClassifier(tau=clf.tau_)`` from random weights
-    is another one then: for a large tau it certifies less. Of the winner's network nothing rests on any
-    of that.
+    Where all rows are one batch (by the `batch_size` of `estimator`; "auto": tables of up to 1024), so
+    is each candidate on its fold, up to rounding: up to eight are trained side by side. Those with
+    callbacks, `early_stopping`, `checkpoint_dir` or `verbose` are fitted one after another.
+
+    With several batches, the first candidate of a fold, the most robust one, is trained in full, and
+    each other one starts from its more robust neighbour with a quarter of the epochs and half the rate.
+    That says which may win: that winner and its more robust neighbour are then trained in full on each
+    fold, and have those scores in `scores_`. The scores of the others are of the path, where large tau
+    certify more than they would from random weights.
 
     Examples
     --------
@@ -190,18 +190,25 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if not folds:
             raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
         _check_members(folds, len(rows[1]))
-        kind: type[Candidates] = FreshStarts if _is_one_batch(given, data) else WarmStarts
-        candidates = kind(prototype, taus, epss)
-        scores_on_folds = Parallel(n_jobs=self.n_jobs)(
-            delayed(scores_on_fold)(candidates, scorer, rows, train, test) for train, test in folds
+        one_batch = _is_one_batch(given, data)
+        candidates = (FreshStarts if one_batch else WarmStarts)(prototype, taus, epss)
+        scores = np.array(
+            Parallel(n_jobs=self.n_jobs)(
+                delayed(scores_on_fold)(candidates, scorer, rows, *fold) for fold in folds
+            )
         )
-        scores = as_results(taus, epss, np.array(scores_on_folds))
-        best = rule(scores)
-        tau, eps = scores["params"][best].values()
-        own = {name: getattr(clone(given), name) for name in _OF_CANDIDATES}
-        self.best_estimator_ = candidates.winner(tau, eps, rows).set_params(**own)
-        self.tau_, self.eps_, self.best_index_ = tau, eps, best
-        self.taus_, self.epss_, self.scores_ = taus, epss, scores
+
+        def choose(scores: NDArray[np.float64]) -> int:
+            return rule(as_results(taus, epss, scores))
+
+        if not one_batch:
+            scores = settle(candidates, scorer, rows, folds, scores, choose, self.n_jobs)
+        best = choose(scores)
+        row, column = divmod(best, len(taus))
+        winner = candidates.unfitted(row, column).fit(*rows)
+        self.best_estimator_ = winner.set_params(random_state=given.random_state)
+        self.tau_, self.eps_, self.best_index_ = float(taus[column]), float(epss[row]), best
+        self.taus_, self.epss_, self.scores_ = taus, epss, as_results(taus, epss, scores)
         return self
 
     @property

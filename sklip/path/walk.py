@@ -11,11 +11,10 @@ accurate: from large eps to small, and there from small tau to large,
     (\varepsilon_{\max}, \tau_1) \to \dots \to (\varepsilon_{\min}, \tau_1) .
 
 Each fold has a path of its own: a start from another fold's weights would have seen the rows that this
-one holds out. The winner is trained on all rows along the same path as far as its place on it, since
-where a path ends depends on where it came from: networks of large tau keep wide margins that they had
-at a small one, while fits from random weights lose them. On the digits at tau = 47, three folds, 0.08
-of rows are certified at 0.5 from random weights, 0.51 along the path, and 0.981 and 0.991 are right.
-Scores of one way of training would say nothing of the other.
+one holds out. Where a path ends depends on where it came from: networks of large tau keep wide margins
+that they had at a small one, while fits from random weights lose them. On the digits at tau = 47, three
+folds, 0.08 of rows are certified at 0.5 from random weights, 0.51 along the path, and 0.981 and 0.991
+are right. So the path only says which candidates may win: see :mod:`sklip.path.finals`.
 
 A quarter of the epochs at half the rate: on 10,000 MNIST images (a fold of three, tau = 2.3), accuracy
 and certified accuracy at 0.5 are 0.976 and 0.919 with separate fits, 0.972 and 0.917 along the path,
@@ -52,15 +51,6 @@ class WarmStarts(Candidates):
                 if column:
                     branch.go_on(tau, eps)
                 yield row, column, branch.classifier
-
-    def winner(self, tau: float, eps: float, rows: Rows) -> LipschitzClassifier:
-        """Return one candidate, trained along the path as far as its place on it."""
-        walk = _Walk(self.prototype, rows)
-        for between in self.epss[self.epss > eps][::-1]:
-            walk.go_on(self.taus[0], between)
-        for between in self.taus[self.taus <= tau]:
-            walk.go_on(between, eps)
-        return walk.classifier
 
 
 class _Walk:
