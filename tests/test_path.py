@@ -72,13 +72,13 @@ def fit_by_hand(tau, eps, X, y):
 
 
 def walk_by_hand(tau, eps, X, y):
-    """The path to a candidate: the first in 20 epochs, each other in 5 from its weights."""
+    """The path to a candidate: the first in 20 epochs, each other in 3 from its weights."""
     way = [(TAUS[0], each) for each in reversed(EPSS) if each > eps]
     way += [(each, eps) for each in TAUS if each <= tau]
     clf = quick(warm_start=True, batch_size=64)
     for each in way:
         clf.set_params(tau=each[0], eps=each[1]).fit(X, y)
-        clf.set_params(max_epochs=5, learning_rate=0.015)
+        clf.set_params(max_epochs=3, learning_rate=0.015)
     return clf
 
 

@@ -106,7 +106,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     callbacks, `early_stopping`, `checkpoint_dir` or `verbose` are fitted one after another.
 
     With several batches, the first candidate of a fold, the most robust one, is trained in full, and
-    each other one starts from its more robust neighbour with a quarter of the epochs and half the rate.
+    each other one starts from its more robust neighbour with 0.15 of the epochs and half the rate.
     That says which may win: that winner and its more robust neighbour are then trained in full on each
     fold, and have those scores in `scores_`. The scores of the others are of the path, where large tau
     certify more than they would from random weights.

@@ -35,7 +35,7 @@ from sklip.path.candidates import Candidates, Rows
 __all__ = ["WarmStarts"]
 
 # Of the epochs and of the learning rate of a fit from random weights, for one that goes on.
-_SHARE_OF_EPOCHS, _SHARE_OF_RATE = 0.25, 0.5
+_SHARE_OF_EPOCHS, _SHARE_OF_RATE = 0.15, 0.5
 
 
 class WarmStarts(Candidates):
