@@ -13,7 +13,7 @@ The rooms, in the order in which they may import each other:
 * export: estimators in ONNX files, with the radius in the graph, and for other verifiers.
 * explanation: the nearest rows with another answer, upper bounds beside the radii.
 * scoring, plots: scorers and refit rules for searches; pictures.
-* path: tau and eps chosen by cross-validation, on larger data along a path of warm starts.
+* path: tau and eps chosen by cross-validation, of which candidates share the work.
 """
 
 from sklip.certification import (

@@ -22,7 +22,7 @@ from sklip.estimators.facts import digest_of, facts_of
 from sklip.estimators.fit_tasks import CallbackSupportMixin, FitTasks
 from sklip.estimators.parameters import resolve_dtype
 from sklip.estimators.storage import StoredEstimator
-from sklip.estimators.unwatched import chosen_plan
+from sklip.estimators.unwatched import Course, chosen_plan
 from sklip.inputs import (
     as_images,
     as_labels,
@@ -122,7 +122,8 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         else:
             plan = self._plan(data, n_samples, self.hidden_layer_sizes)
             if self._may_weigh_columns(plan, pace, len(train)):
-                plan = chosen_plan(self, plan, data, train, device, pace, seed, checkpoint)
+                course = Course(plan, data, device, pace, seed)
+                plan = chosen_plan(self, course, train, checkpoint)
             module = self._build(plan, data, draws)
         settings = self._net_settings()
         if goes_on and one_pass and settings == self._settings_:

@@ -14,7 +14,7 @@ from sklip import networks
 from sklip.estimators.base import prove_trained
 from sklip.estimators.classifier import LipschitzClassifier
 from sklip.estimators.fit_tasks import is_followed
-from sklip.estimators.unwatched import column_choices, trained_unwatched
+from sklip.estimators.unwatched import Course, column_choices, trained_unwatched
 from sklip.training.data import TrainingData
 from sklip.training.devices import resolve_device
 from sklip.training.parallel import Together, current_processes
@@ -83,19 +83,21 @@ def _fit(
     group: Sequence[LipschitzClassifier], X: Any, y: ArrayLike, sample_weight: ArrayLike | None
 ) -> None:
     """Fit classifiers in one training."""
+    # Each keeps the names of its columns.
     of_each = [each._read(X, y, sample_weight, None, goes_on=False) for each in group]
     first, data = group[0], of_each[0]
     device, seed = resolve_device(first.device), first._draw_seed()
     samples = data.samples(device)
     pace = first._pace(len(samples), data.input_shape)
     plan = first._plan(data, len(samples), first.hidden_layer_sizes)
+    course = Course(plan, data, device, pace, seed)
     choices = [False] * len(group)
     if first._may_weigh_columns(plan, pace, len(samples)):
-        choices = column_choices(group, plan, data, samples, device, pace, seed)
+        choices = column_choices(group, course, samples)
     for choice in sorted(set(choices)):
         chosen = replace(plan, column_weights=choice)
         members = [each for each, own in zip(group, choices, strict=True) if own == choice]
-        trained, history = trained_unwatched(members, chosen, data, samples, device, pace, seed)
+        trained, history = trained_unwatched(members, replace(course, plan=chosen), samples)
         for each, network in zip(members, trained, strict=True):
             net = each._make_net(
                 network, data.classes, data.moments, device, pace, seed, seeded(seed), watched=False

@@ -7,7 +7,7 @@ the same weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
@@ -22,72 +22,65 @@ from sklip.training.parallel import current_processes
 from sklip.training.seeding import seeded
 from sklip.training.side_by_side import SideBySide, SumOfLosses
 
-__all__ = ["chosen_plan", "column_choices", "trained_unwatched"]
+__all__ = ["Course", "chosen_plan", "column_choices", "trained_unwatched"]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the networks of one training have in common."""
+
+    plan: NetworkPlan
+    data: TrainingData
+    device: str
+    pace: Pace
+    seed: int
 
 
 def trained_unwatched(
-    estimators: Sequence[PlanningEstimator],
-    plan: NetworkPlan,
-    data: TrainingData,
-    samples: Samples,
-    device: str,
-    pace: Pace,
-    seed: int,
+    estimators: Sequence[PlanningEstimator], course: Course, samples: Samples
 ) -> tuple[list[nn.Module], list[dict[str, Any]]]:
     """Return the network trained for each estimator, and the history, which is of all together."""
-    first, draws = estimators[0], seeded(seed)
-    module = first._build(plan, data, draws)
+    first, data, draws = estimators[0], course.data, seeded(course.seed)
+    module = first._build(course.plan, data, draws)
     criteria = [each._criterion(data.classes) for each in estimators]
     together = len(estimators) > 1
     net = first._make_net(
         SideBySide([cast(nn.Sequential, module)] * len(estimators)) if together else module,
         data.classes,
         data.moments,
-        device,
-        pace,
-        seed,
+        course.device,
+        course.pace,
+        course.seed,
         draws,
         criterion=SumOfLosses(criteria) if together else criteria[0],
         watched=False,
     )
-    net.train(samples, None, pace.max_epochs)
+    net.train(samples, None, course.pace.max_epochs)
     trained: list[nn.Module] = list(net.module_.apart()) if together else [module]
     return trained, net.epoch_rows()
 
 
 def column_choices(
-    estimators: Sequence[PlanningEstimator],
-    plan: NetworkPlan,
-    data: TrainingData,
-    samples: Samples,
-    device: str,
-    pace: Pace,
-    seed: int,
+    estimators: Sequence[PlanningEstimator], course: Course, samples: Samples
 ) -> list[bool]:
     """Return for each estimator whether weights of columns pay: see sklip.estimators.column_choice."""
 
     def train(column_weights: bool, some: Samples) -> list[nn.Module]:
-        chosen = replace(plan, column_weights=column_weights)
-        return trained_unwatched(estimators, chosen, data, some, device, pace.hurried(), seed)[0]
+        plan = replace(course.plan, column_weights=column_weights)
+        hurried = replace(course, plan=plan, pace=course.pace.hurried())
+        return trained_unwatched(estimators, hurried, some)[0]
 
     taus = [float(each.tau) for each in estimators]
-    return weights_pay(train, samples, taus, data.moments.weight, seed)
+    return weights_pay(train, samples, taus, course.data.moments.weight, course.seed)
 
 
 def chosen_plan(
-    estimator: PlanningEstimator,
-    plan: NetworkPlan,
-    data: TrainingData,
-    samples: Samples,
-    device: str,
-    pace: Pace,
-    seed: int,
-    checkpoint: Checkpoint,
+    estimator: PlanningEstimator, course: Course, samples: Samples, checkpoint: Checkpoint
 ) -> NetworkPlan:
     """Return an estimator's plan with or without weights of columns, as held-out rows decide."""
     if "column_weights" in checkpoint.kept:
-        return replace(plan, column_weights=checkpoint.kept["column_weights"])
-    (pays,) = column_choices([estimator], plan, data, samples, device, pace, seed)
+        return replace(course.plan, column_weights=checkpoint.kept["column_weights"])
+    (pays,) = column_choices([estimator], course, samples)
     pays = current_processes().from_first(pays)
     checkpoint.keep("column_weights", lambda: pays)
-    return replace(plan, column_weights=pays)
+    return replace(course.plan, column_weights=pays)

@@ -1,4 +1,4 @@
-"""Tau and eps chosen by cross-validation, on larger data along a path of warm starts."""
+"""Tau and eps chosen by cross-validation, of which candidates share the work."""
 
 from sklip.path.classifier import LipschitzClassifierCV
 

@@ -88,7 +88,7 @@ def test_a_fit_killed_while_it_writes_goes_on_from_a_whole_file(told, moment, n_
     assert_same_bits(alone, again)
 
 
-@pytest.mark.parametrize(("search", "n_fits"), [("grid", 5), ("path", 6)])
+@pytest.mark.parametrize(("search", "n_fits"), [("grid", 5), ("path", 9)])
 def test_a_killed_search_goes_on_with_each_fit_in_a_file_of_its_own(told, search, n_fits):
     found = told["searches"][search]
     assert found["codes"] == [-signal.SIGKILL]
