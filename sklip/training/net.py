@@ -165,7 +165,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         self._checkpoint = Checkpoint(None) if checkpoint is None else checkpoint
         processes = current_processes()
         processes.check_network(self.module_)
-        processes.align_(self.module_.state_dict().values())
+        processes.align_(self.module_)
         self._processes = processes
         n_steps = epochs * -(-len(data) // self.batch_size)
         self._column_weights = weighted_columns(self.module_, self.column_scales)
@@ -462,7 +462,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             sums = part if sums is None else sums + part
         if training:
             self._finish_turn()
-            self._processes.align_(self.module_.state_dict().values())
+            self._processes.align_(self.module_)
         assert sums is not None, "validated data has at least one row"
         # What stops training must be the same number in all processes.
         total, *means = self._processes.from_first(sums).tolist()

@@ -55,8 +55,8 @@ class Alone:
         """Return the value."""
         return value
 
-    def align_(self, values: Iterable[Tensor]) -> None:
-        """Leave the values."""
+    def align_(self, module: nn.Module) -> None:
+        """Leave the network."""
 
     def logits(self, infer: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
         """Return the logits of a batch."""
@@ -111,9 +111,9 @@ class Together(Alone):
         distributed.broadcast_object_list(values, self._first, group=self._group)
         return values[0]
 
-    def align_(self, values: Iterable[Tensor]) -> None:
-        """Fill tensors with those of the first process: rounding may differ between machines."""
-        for value in values:
+    def align_(self, module: nn.Module) -> None:
+        """Fill a network with what the first process has: rounding may differ between machines."""
+        for value in module.state_dict().values():
             self.from_first(value.data)
 
     def logits(self, infer: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
