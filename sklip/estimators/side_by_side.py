@@ -22,7 +22,7 @@ from sklip.training.seeding import seeded
 
 __all__ = ["fitted_side_by_side"]
 
-# Networks in one training: of eight, two thirds of the time of a step are products of matrices.
+# Networks in one training: with eight, half of the time of a step goes into products of matrices.
 _MOST_NETWORKS = 8
 # And values in all their matrices: larger ones gain nothing, and take memory.
 _MOST_VALUES = 2**20
