@@ -11,7 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklip import LipschitzClassifier, certified_accuracy_scorer
+from sklip import LipschitzClassifier, LipschitzClassifierCV, certified_accuracy_scorer
 from sklip.estimators import fit_tasks
 
 
@@ -165,3 +165,13 @@ def test_the_rest_works_where_scikit_learn_has_no_callbacks(monkeypatch):
 
     assert not hasattr(Estimator(), "set_callbacks")
     assert Estimator().fit(3) == [False] * 3
+
+
+def test_candidates_of_a_small_table_are_followed_one_by_one(data, callback):
+    X, y = data
+    recorder = Recorder()
+    estimator = quick(batch_size=200).set_callbacks(recorder)
+    LipschitzClassifierCV(estimator, taus=[1.0, 3.0], cv=2).fit(X[:, :20], y)
+    fits = [event for event in recorder.events if event[:1] == ("begin",) and event[2] == "fit"]
+    assert len(fits) == 5  # two candidates on two folds, and the winner
+    assert len(recorder.certified) == 5 * 4
