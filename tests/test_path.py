@@ -344,8 +344,17 @@ def test_a_subclass_fits_each_of_its_candidates_itself(trainings):
 def test_rows_without_weight_make_no_further_batch(wine, weight, trainings):
     X, y = wine
     weights = np.where(np.arange(len(y)) % 2, 1.0, weight)
-    LipschitzClassifierCV(quick(batch_size=100), taus=[1.0, 25.0], cv=2).fit(X, y, weights)
-    assert (2 in trainings) == (weight == 0.0)
+    LipschitzClassifierCV(quick(batch_size=50), taus=[1.0, 25.0], cv=2).fit(X, y, weights)
+    assert (2 in trainings) == (weight == 0.0)  # of 44 or 89 rows in a fold
+
+
+@pytest.mark.parametrize(("batch_size", "is_one"), [(88, False), (89, True), (177, True)])
+def test_what_counts_is_whether_a_fold_is_one_batch(wine, trainings, batch_size, is_one):
+    X, y = wine
+    estimator = quick(batch_size=batch_size, max_epochs=2)
+    clf = LipschitzClassifierCV(estimator, taus=[1.0, 25.0], cv=2).fit(X, y)
+    assert (2 in trainings) == is_one
+    assert_same_network(clf.best_estimator_, clone(estimator).set_params(tau=clf.tau_).fit(X, y))
 
 
 @pytest.mark.parametrize("given", [{}, {"batch_size": 64}], ids=["one batch", "several batches"])

@@ -2,12 +2,12 @@ r"""Candidates that each start from the same random weights.
 
 Note [One batch]
 ----------------
-Where all rows are one batch, a fit is some 60 steps at a large rate, and where they end depends on
-where they start. Along a path of warm starts, in a third of the time, the winner of 8 taus was that of
-separate fits in 4 of 10 cases on wine (5 splits, 2 seeds), 8 on iris, 7 on breast_cancer, and in none
-on 300 rows of 50 columns with 4 that matter, where it was right on 0.55 of rows instead of 0.83. So
-here each candidate starts from the same random weights and takes all the steps, and what is saved is
-the time between operations: up to eight are trained side by side
+Where the rows of a fold are one batch, a fit is some 60 steps at a large rate, and where they end
+depends on where they start. Along a path of warm starts, in a third of the time, the winner of 8 taus
+was that of separate fits in 4 of 10 cases on wine (5 splits, 2 seeds), 8 on iris, 7 on breast_cancer,
+and in none on 300 rows of 50 columns with 4 that matter, where it was right on 0.55 of rows instead of
+0.83. So here each candidate starts from the same random weights and takes all the steps, and what is
+saved is the time between operations: up to eight are trained side by side
 (:mod:`sklip.estimators.side_by_side`).
 
 What else was tried on wine: a path with twice the epochs, at half the rate or the whole one, had the

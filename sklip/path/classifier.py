@@ -101,9 +101,10 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     The winner is, bit for bit, what ``LipschitzClassifier`` fits with its tau and eps, the other
     parameters and the same seed.
 
-    Where all rows are one batch (by the `batch_size` of `estimator`; "auto": tables of up to 1024), so
-    is each candidate on its fold, up to rounding: up to eight are trained side by side. Those with
-    callbacks, `early_stopping`, `checkpoint_dir` or `verbose` are fitted one after another.
+    Where the rows that are trained on are one batch in each fold (by the `batch_size` of `estimator`;
+    "auto": tables of up to 1024), each candidate is such a fit up to rounding: up to eight are trained
+    side by side. Those with callbacks, `early_stopping`, `checkpoint_dir` or `verbose` are fitted one
+    after another.
 
     With several batches, the first candidate of a fold, the most robust one, is trained in full, and
     each other one starts from its more robust neighbour with 0.15 of the epochs and half the rate.
@@ -190,7 +191,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if not folds:
             raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
         _check_members(folds, len(rows[1]))
-        one_batch = _is_one_batch(given, data)
+        one_batch = all(_is_one_batch(given, data, train) for train, _ in folds)
         candidates = (FreshStarts if one_batch else WarmStarts)(prototype, taus, epss)
         scores = np.array(
             Parallel(n_jobs=self.n_jobs)(
@@ -374,8 +375,10 @@ def _check_members(folds: Iterable[tuple[ArrayLike, ArrayLike]], n_rows: int) ->
                 raise ValueError(f"cv must give rows of X, which has {n_rows}, got row {wrong}.")
 
 
-def _is_one_batch(given: LipschitzClassifier, data: TrainingData) -> bool:
-    n_rows = len(data.samples("cpu"))
+def _is_one_batch(given: LipschitzClassifier, data: TrainingData, train: NDArray[Any]) -> bool:
+    """Whether these rows are, of which those without weight don't count."""
+    counted = np.ones(len(data.rows)) if data.sample_weight is None else data.sample_weight
+    n_rows = int(np.count_nonzero(counted[train]))
     return n_rows <= given._pace(n_rows, data.input_shape).batch_size
 
 
