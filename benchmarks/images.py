@@ -26,7 +26,7 @@ from sklip.layers import GroupSort2, to_torch
 from sklip.losses import TauCrossEntropyLoss
 from sklip.networks import lipschitz_cnn
 from sklip.training import StiefelMuon
-from sklip.training.net import keep_freed_memory
+from sklip.training.epochs import keep_freed_memory
 
 BATCH = 256
 

@@ -39,7 +39,7 @@ from sklip.networks import lipschitz_cnn, lipschitz_mlp, tutorial_cnn
 from sklip.training import StiefelMuon
 from sklip.training.cuda_graphs import CudaRecorder
 from sklip.training.data import Samples
-from sklip.training.net import keep_freed_memory
+from sklip.training.epochs import keep_freed_memory
 
 SHAPE = (1, 28, 28)
 BATCH = 256

@@ -11,37 +11,31 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
 from sklip.layers import keep_orthogonal
-from sklip.losses.reductions import normalized_margins
-from sklip.training.callbacks import (
-    Bar,
-    EpochReport,
-    StopEarly,
-    restore_callback,
-    state_of_callback,
-)
-from sklip.training.checkpoints import Checkpoint, restore_optimizer_
+from sklip.training.callbacks import Bar, EpochReport, StopEarly
+from sklip.training.checkpoints import Checkpoint
 from sklip.training.columns import penalize_, weighted_columns
 from sklip.training.cuda_graphs import CudaRecorder, GraphedStep, Recorder
 from sklip.training.data import Batch, Samples
+from sklip.training.epochs import Epoch, batch_sums, keep_freed_memory
 from sklip.training.interrupts import is_raised_by_statement
 from sklip.training.muon import StiefelMuon
 from sklip.training.one_cycle import OneCycle
 from sklip.training.parallel import Together, current_processes
+from sklip.training.resumable import ResumableNet
 from sklip.training.seeding import seeded
 
-__all__ = ["LipschitzNet", "keep_freed_memory"]
+__all__ = ["LipschitzNet", "Watcher"]
 
 # Rows a forward pass without gradients takes at once: bounds memory whatever n is.
 INFERENCE_ROWS = 2048
@@ -49,8 +43,6 @@ INFERENCE_ROWS = 2048
 _FEWEST_STEPS = 50
 # See Note [One batch] of sklip.training.muon.
 _ITERATIONS, _ITERATIONS_OF_ONE_BATCH = 4, 2
-# Just below the size from which glibc maps every block anew.
-_LARGEST_KEPT_BLOCK = 2**25 - 2**16
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class Watcher:
     epoch_ends: Callable[[], bool]
 
 
-class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
+class LipschitzNet(ResumableNet):
     """skorch net that keeps constrained layers orthogonal and moves whole tensors.
 
     To callbacks it is a classifier of codes: what scores predictions takes it, and the samples that
@@ -248,62 +240,6 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         values = X.detach().cpu().numpy() if isinstance(X, Tensor) else np.asarray(X)
         return watcher.model(), values.reshape(len(values), -1), y
 
-    def epoch_rows(self) -> list[dict[str, Any]]:
-        """Return what was recorded of each epoch."""
-        return [
-            {name: value for name, value in row.items() if name != "batches"} for row in self.history
-        ]
-
-    def restore_history(self, rows: list[dict[str, Any]]) -> None:
-        """Take up the history of a stored net."""
-        for row in rows:
-            self.history.new_epoch()
-            for name, value in row.items():
-                self.history.record(name, value)
-
-    def _reached(self, *, ended: bool) -> dict[str, Any]:
-        """Return all that the rest of a training depends on, at the end of an epoch."""
-        return {
-            "ended": ended,
-            "module": self.module_.state_dict(),
-            "criterion": self.criterion_.state_dict(),
-            "optimizer": self.optimizer_.state_dict(),
-            "order": self._generator.get_state(),
-            "draws": self.draws.state(),
-            # What remembers nothing, as the report does, may be there in one run and not in another.
-            "callbacks": {
-                name: state for name, each in self.callbacks_ if (state := state_of_callback(each))
-            },
-            "history": self.epoch_rows(),
-        }
-
-    def _epochs_taken_up(self, epochs: int, n_samples: int) -> int:
-        """Take up what the checkpoint holds of this training; return how many of `epochs` that are."""
-        kept = self._checkpoint.kept.pop("training", None)
-        if kept is None:
-            return 0
-        try:
-            self.module_.load_state_dict(kept["module"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"the checkpoint {str(self._checkpoint.path)!r} is of another network; delete it to "
-                "start this fit anew."
-            ) from error
-        self.criterion_.load_state_dict(kept["criterion"])
-        self._generator.set_state(kept["order"])
-        self.draws.restore(kept["draws"], self.device)
-        callbacks = dict(self.callbacks_)
-        for name, state in kept["callbacks"].items():
-            restore_callback(callbacks[name], state)
-        self.restore_history(kept["history"])
-        n_taken = len(self.history)
-        if isinstance(self._step_schedule, OneCycle):
-            self._step_schedule.go_to(n_taken * -(-n_samples // self.batch_size))
-        restore_optimizer_(self.optimizer_, kept["optimizer"])
-        if self.report:
-            Bar.write(f"epoch {n_taken}/{self.planned_epochs}  from {self._checkpoint.path}")
-        return epochs if kept["ended"] else n_taken
-
     def notify(self, method_name: str, **cb_kwargs: Any) -> None:
         """Call the callbacks and the watcher, and remember if one of them ended training."""
         try:
@@ -365,10 +301,10 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
     def check_data(self, X: Any, y: Any = None) -> None:
         """Nothing: estimators have checked the samples."""
 
-    def get_iterator(self, dataset: Samples, training: bool = False) -> _Epoch:
+    def get_iterator(self, dataset: Samples, training: bool = False) -> Epoch:
         """Return an object whose iterator yields one epoch's batches."""
         batch_size = self.batch_size if training else INFERENCE_ROWS
-        return _Epoch(dataset, batch_size, self._generator if training else None)
+        return Epoch(dataset, batch_size, self._generator if training else None)
 
     def get_dataset(self, X: Any, y: Any = None) -> Samples:
         """Return what callbacks predict for: samples, or a batch of inputs."""
@@ -438,7 +374,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
 
     def run_single_epoch(
         self,
-        iterator: _Epoch | None,
+        iterator: Epoch | None,
         training: bool,
         prefix: str,
         step_fn: Callable[..., dict[str, Tensor]],
@@ -458,7 +394,7 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
             step = step_fn(batch, **fit_params)
             self.history.record_batch(prefix + "_batch_size", len(batch[0]))
             self.notify("on_batch_end", batch=batch, training=training, **step)
-            part = _batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
+            part = batch_sums(step["loss"], step["y_pred"], batch, with_metrics)
             sums = part if sums is None else sums + part
         if training:
             self._finish_turn()
@@ -485,44 +421,5 @@ class LipschitzNet(NeuralNetClassifier):  # type: ignore[misc]
         self.history.record("seconds", earlier + time.perf_counter() - start)
 
 
-def keep_freed_memory() -> None:
-    """Have the allocator keep the memory of a step for the next one.
-
-    glibc gives freed memory back to the system once twice the largest block lies free that it has seen
-    freed, and takes it anew page by page: a million page faults in the first 15,000 MNIST images, a
-    third of the time. Having seen a block of 32 MB, it keeps up to 64 MB.
-    """
-    torch.empty(_LARGEST_KEPT_BLOCK, dtype=torch.uint8)
-
-
 def _no_step() -> None:
     """Leave the learning rate as it is."""
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """What skorch calls an iterator: a fresh pass over the data at each ``iter``."""
-
-    data: Samples
-    batch_size: int
-    generator: torch.Generator | None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.data.batches(self.batch_size, self.generator)
-
-    def __len__(self) -> int:
-        return -(-len(self.data) // self.batch_size)
-
-
-def _batch_sums(loss: Tensor, logits: Tensor, batch: Batch, with_metrics: bool) -> Tensor:
-    """(weight, weight * loss[, weight * right, weight * margin]), without leaving the device."""
-    weight = batch.sample_weight
-    total = torch.full_like(loss, len(logits)) if weight is None else weight.sum()
-    if not with_metrics:
-        return torch.stack((total, total * loss))
-    margins = normalized_margins(logits, batch[1])
-    right = (margins > 0).to(loss.dtype)
-    margins = margins.clamp(min=0)
-    if weight is not None:
-        right, margins = right * weight, margins * weight
-    return torch.stack((total, total * loss, right.sum(), margins.sum()))
