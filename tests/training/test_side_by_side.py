@@ -82,8 +82,7 @@ def trained(module, criterion, samples, scales, solver, epochs=40):
 
 @pytest.mark.parametrize("solver", ["muon", "adam"])
 @pytest.mark.parametrize("column_weights", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(("weighted", "binary"), [(False, False), (True, True)])
 def test_each_is_trained_as_it_would_be_alone(rows, solver, column_weights, weighted, binary):
     rng = np.random.default_rng(1)
     y = torch.from_numpy(
