@@ -32,6 +32,7 @@ from sklip import (
     most_robust,
     predict_with_radii,
 )
+from sklip.estimators import side_by_side
 from sklip.path.finals import settle
 from sklip.path.walk import WarmStarts
 from sklip.training.net import LipschitzNet
@@ -316,11 +317,10 @@ def test_where_columns_may_have_weights_they_are_chosen_and_trained_side_by_side
         {"verbose": 1},
         {"checkpoint_dir": "fits"},
         {"batch_size": 32},
-        {"hidden_layer_sizes": (1024, 1024)},
     ],
     ids=lambda given: next(iter(given)),
 )
-def test_candidates_that_are_followed_or_large_are_fitted_one_after_another(
+def test_candidates_that_are_followed_or_of_many_batches_are_fitted_one_after_another(
     trainings, given, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -329,6 +329,18 @@ def test_candidates_that_are_followed_or_large_are_fitted_one_after_another(
     LipschitzClassifierCV(quick(max_epochs=2, **given), taus=[1.0, 5.0], cv=2).fit(X[:, :4], y)
     assert set(trainings) == {1}
     assert CountsFits.n_fits == (5 if "callbacks" in given else 0)
+
+
+def test_large_networks_are_trained_in_smaller_groups(trainings, monkeypatch):
+    X, y = noisy()
+    # Of 4 x 8 and 8 x 1 values each.
+    monkeypatch.setattr(side_by_side, "_MOST_VALUES", 3 * 40)
+    LipschitzClassifierCV(quick(max_epochs=2), taus=5, cv=2).fit(X[:, :4], y)
+    assert trainings == [3, 2] * 2 + [1]
+    trainings.clear()
+    monkeypatch.setattr(side_by_side, "_MOST_VALUES", 39)
+    LipschitzClassifierCV(quick(max_epochs=2), taus=2, cv=2).fit(X[:, :4], y)
+    assert trainings == [1] * 5
 
 
 def test_a_subclass_fits_each_of_its_candidates_itself(trainings):
