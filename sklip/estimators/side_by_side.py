@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
-from sklip import networks
 from sklip.estimators.base import prove_trained
 from sklip.estimators.classifier import LipschitzClassifier
 from sklip.estimators.fit_tasks import is_followed
@@ -48,30 +47,42 @@ def fitted_side_by_side(
         As for :meth:`sklip.LipschitzClassifier.fit`.
     """
     first = classifiers[0]
-    data = first._read(X, y, sample_weight, None, goes_on=False)
-    n_together = _how_many_together(first, data)
+    course = _course_of(first, first._read(X, y, sample_weight, None, goes_on=False))
+    n_together = _how_many_together(first, course)
     for start in range(0, len(classifiers), n_together):
         group = classifiers[start : start + n_together]
         if len(group) > 1:
-            _fit(group, X, y, sample_weight)
+            for each in group:
+                # Each keeps the names of its columns.
+                each._read(X, y, sample_weight, None, goes_on=False)
+            _fit(group, course)
         else:
             group[0].fit(X, y, sample_weight)
         yield from group
 
 
-def _how_many_together(first: LipschitzClassifier, data: TrainingData) -> int:
+def _course_of(first: LipschitzClassifier, data: TrainingData) -> Course:
+    """Return what a classifier is trained by, but for weights of columns."""
+    n_rows = len(data.samples("cpu"))
+    return Course(
+        first._plan(data, n_rows, first.hidden_layer_sizes),
+        data,
+        resolve_device(first.device),
+        first._pace(n_rows, data.input_shape),
+        first._draw_seed(),
+    )
+
+
+def _how_many_together(first: LipschitzClassifier, course: Course) -> int:
     """Return how many classifiers like the first one are to be trained in one training."""
     followed = first._callbacks() or first.verbose or first.checkpoint_dir or is_followed(first)
     # A subclass may have a fit of its own.
     if followed or type(first) is not LipschitzClassifier or isinstance(current_processes(), Together):
         return 1
-    n_rows = len(data.samples("cpu"))
-    pace = first._pace(n_rows, data.input_shape)
-    plan = first._plan(data, n_rows, first.hidden_layer_sizes)
-    is_table = plan.architecture == "mlp" and len(data.input_shape) == 1
-    if not is_table or n_rows > min(pace.batch_size, networks.SMALL_TABLE_ROWS):
+    plan = course.plan
+    if not first._is_small_table(plan, course.pace, len(course.data.samples("cpu"))):
         return 1
-    widths = [*data.input_shape, *plan.hidden_layer_sizes, plan.n_outputs]
+    widths = [*plan.input_shape, *plan.hidden_layer_sizes, plan.n_outputs]
     n_values = sum(before * after for before, after in itertools.pairwise(widths))
     return max(1, min(_MOST_NETWORKS, _MOST_VALUES // n_values))
 
@@ -79,20 +90,13 @@ def _how_many_together(first: LipschitzClassifier, data: TrainingData) -> int:
 # Whatever the caller's code around it has switched off, as in fit.
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _fit(
-    group: Sequence[LipschitzClassifier], X: Any, y: ArrayLike, sample_weight: ArrayLike | None
-) -> None:
+def _fit(group: Sequence[LipschitzClassifier], course: Course) -> None:
     """Fit classifiers in one training."""
-    # Each keeps the names of its columns.
-    of_each = [each._read(X, y, sample_weight, None, goes_on=False) for each in group]
-    first, data = group[0], of_each[0]
-    device, seed = resolve_device(first.device), first._draw_seed()
+    plan, data, device = course.plan, course.data, course.device
+    pace, seed = course.pace, course.seed
     samples = data.samples(device)
-    pace = first._pace(len(samples), data.input_shape)
-    plan = first._plan(data, len(samples), first.hidden_layer_sizes)
-    course = Course(plan, data, device, pace, seed)
     choices = [False] * len(group)
-    if first._may_weigh_columns(plan, pace, len(samples)):
+    if group[0]._may_weigh_columns(plan, pace, len(samples)):
         choices = column_choices(group, course, samples)
     for choice in sorted(set(choices)):
         chosen = replace(plan, column_weights=choice)

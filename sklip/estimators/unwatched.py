@@ -43,21 +43,20 @@ def trained_unwatched(
     first, data, draws = estimators[0], course.data, seeded(course.seed)
     module = first._build(course.plan, data, draws)
     criteria = [each._criterion(data.classes) for each in estimators]
-    together = len(estimators) > 1
+    together = SideBySide([cast(nn.Sequential, module)] * len(criteria)) if len(criteria) > 1 else None
     net = first._make_net(
-        SideBySide([cast(nn.Sequential, module)] * len(estimators)) if together else module,
+        module if together is None else together,
         data.classes,
         data.moments,
         course.device,
         course.pace,
         course.seed,
         draws,
-        criterion=SumOfLosses(criteria) if together else criteria[0],
+        criterion=criteria[0] if together is None else SumOfLosses(criteria),
         watched=False,
     )
     net.train(samples, None, course.pace.max_epochs)
-    trained: list[nn.Module] = list(net.module_.apart()) if together else [module]
-    return trained, net.epoch_rows()
+    return [module] if together is None else [*together.apart()], net.epoch_rows()
 
 
 def column_choices(
