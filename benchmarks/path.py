@@ -5,10 +5,10 @@
 
 Eight values of tau on three folds, with the fit of the winner on all rows: LipschitzClassifierCV, and
 GridSearchCV with `most_robust`, which knows nothing of one candidate when it trains another. In turns,
-after a first round where there are several; median seconds. Set OMP_NUM_THREADS=1 for the numbers of
-README.md. MNIST are its first 10,000 images: of those, none is a test image; "noise" is 300 rows of 50
-columns, of which 4 matter. With --splits: the winners of both for other folds, and for another seed,
-and by how much any score of a candidate differs.
+after a first round where there are several; median seconds. README.md has those of both cores and, by
+OMP_NUM_THREADS=1, of one thread. MNIST are its first 10,000 images: of those, none is a test image;
+"noise" is 300 rows of 50 columns, of which 4 matter. With --splits: the winners of both for other
+folds, and for another seed, and by how much any score of a candidate differs.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ from sklip.path.walk import WarmStarts
 from sklip.training.net import LipschitzNet
 
 TAUS, EPSS = [1.0, 5.0, 25.0], [0.0, 0.5]
+# For the rows of wine: images, of several batches.
+IN_BATCHES = {"batch_size": 64, "input_shape": (1, 1, 13), "architecture": "mlp"}
 
 
 def quick(**parameters):
@@ -58,8 +60,8 @@ def fitted(wine):
 
 @pytest.fixture(scope="module")
 def walked(wine):
-    """Of two batches in a fold."""
-    return LipschitzClassifierCV(quick(batch_size=64), taus=TAUS, epss=EPSS, cv=2).fit(*wine)
+    """Of two batches in a fold, and not of networks that train side by side."""
+    return LipschitzClassifierCV(quick(**IN_BATCHES), taus=TAUS, epss=EPSS, cv=2).fit(*wine)
 
 
 def noisy(n_rows=120):
@@ -76,18 +78,16 @@ def walk_by_hand(tau, eps, X, y):
     """The path to a candidate: the first in 20 epochs, each other in 3 from its weights."""
     way = [(TAUS[0], each) for each in reversed(EPSS) if each > eps]
     way += [(each, eps) for each in TAUS if each <= tau]
-    clf = quick(warm_start=True, batch_size=64)
+    clf = quick(warm_start=True, **IN_BATCHES)
     for each in way:
         clf.set_params(tau=each[0], eps=each[1]).fit(X, y)
         clf.set_params(max_epochs=3, learning_rate=0.015)
     return clf
 
 
-# Of tables that are one batch, and of others.
+# Each candidate from random weights, or along a path.
 WAYS = pytest.mark.parametrize(
-    ("found", "given"),
-    [("fitted", {}), ("walked", {"batch_size": 64})],
-    ids=["one batch", "several batches"],
+    ("found", "given"), [("fitted", {}), ("walked", IN_BATCHES)], ids=["anew", "walked"]
 )
 
 
@@ -140,14 +140,18 @@ def test_each_score_is_that_of_a_network_trained_without_the_rows_it_is_scored_o
         )
 
     expected = in_full = scores_of(lambda tau, eps, *fold: quick(tau=tau, eps=eps, **given).fit(*fold))
+    full = set(range(6))
     if found == "walked":
         expected = scores_of(walk_by_hand)
         best = winner_of(expected)
         assert best % 3 > 0  # so that it has a neighbour
+        full = {best - 1, best}
         expected[:, [best - 1, best]] = in_full[:, [best - 1, best]]
         for _ in range(6):
             best = winner_of(expected)
+            full.add(best)
             expected[:, best] = in_full[:, best]
+    assert set(np.flatnonzero(results["trained_in_full"])) == full
     assert clf.best_index_ == winner_of(expected)
     for place, name in enumerate(("accuracy", "certified")):
         of_folds = expected[..., place]
@@ -203,20 +207,22 @@ def test_finals_go_on_until_what_wins_was_trained_in_full(wine, winners, in_full
 
     folds = list(StratifiedKFold(2).split(X, y))
     before = np.full((2, 6, 2), -1.0)
-    after = settle(candidates, score, (X, y, None), folds, before, choose, None)
+    after, full = settle(candidates, score, (X, y, None), folds, before, choose, None)
     assert not left
     assert (before == -1).all()
     for place in range(6):
         known = any(place in each for each in in_full)
         assert (after[:, place, 1] == (place if known else -1)).all()
         assert ((after[:, place, 0] >= 0) == known).all()
+        assert full[place] == known
 
 
-def test_on_one_batch_scores_and_winner_are_those_of_a_search_with_separate_fits(wine):
+@pytest.mark.parametrize("given", [{}, {"batch_size": 32}], ids=["one batch", "several batches"])
+def test_on_tables_scores_and_winner_are_those_of_a_search_with_separate_fits(wine, given):
     taus = [0.3, 1.0, 3.0, 10.0]
-    clf = LipschitzClassifierCV(quick(), taus=taus, epss=EPSS, cv=3).fit(*wine)
+    clf = LipschitzClassifierCV(quick(**given), taus=taus, epss=EPSS, cv=3).fit(*wine)
     search = GridSearchCV(
-        quick(),
+        quick(**given),
         {"eps": EPSS, "tau": taus},
         scoring={"accuracy": "accuracy", "certified": certified_accuracy_scorer()},
         refit=most_robust(),
@@ -224,6 +230,7 @@ def test_on_one_batch_scores_and_winner_are_those_of_a_search_with_separate_fits
     ).fit(*wine)
     assert clf.best_index_ == search.best_index_
     assert list(clf.scores_["params"]) == list(search.cv_results_["params"])
+    assert clf.scores_["trained_in_full"].all()
     for name in ("mean_test_accuracy", "mean_test_certified"):
         np.testing.assert_array_equal(clf.scores_[name], search.cv_results_[name])
     assert_same_network(clf.best_estimator_, search.best_estimator_)
@@ -311,11 +318,10 @@ def test_where_columns_may_have_weights_they_are_chosen_and_trained_side_by_side
         {"early_stopping": True},
         {"verbose": 1},
         {"checkpoint_dir": "fits"},
-        {"batch_size": 32},
     ],
     ids=lambda given: next(iter(given)),
 )
-def test_candidates_that_are_followed_or_of_many_batches_are_fitted_one_after_another(
+def test_candidates_that_are_followed_are_fitted_one_after_another(
     trainings, given, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -347,24 +353,59 @@ def test_a_subclass_fits_each_of_its_candidates_itself(trainings):
     assert set(trainings) == {1}
 
 
+@pytest.fixture
+def walks(monkeypatch):
+    """An entry for each fold whose candidates are walked through."""
+    walk, folds = WarmStarts.fitted, []
+
+    def noted(candidates, rows):
+        folds.append(len(rows[1]))
+        return walk(candidates, rows)
+
+    monkeypatch.setattr(WarmStarts, "fitted", noted)
+    return folds
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_rows_without_weight_make_no_further_batch(wine, weight, trainings):
+def test_rows_without_weight_make_no_further_batch(wine, weight, walks):
     X, y = wine
     weights = np.where(np.arange(len(y)) % 2, 1.0, weight)
-    LipschitzClassifierCV(quick(batch_size=50), taus=[1.0, 25.0], cv=2).fit(X, y, weights)
-    assert (2 in trainings) == (weight == 0.0)  # of 44 or 89 rows in a fold
+    estimator = quick(**{**IN_BATCHES, "batch_size": 50}, max_epochs=2)
+    LipschitzClassifierCV(estimator, taus=2, cv=2).fit(X, y, weights)
+    assert walks == ([89, 89] if weight else [])  # of 44 or 89 rows with weight
 
 
 @pytest.mark.parametrize(("batch_size", "is_one"), [(88, False), (89, True), (177, True)])
-def test_what_counts_is_whether_a_fold_is_one_batch(wine, trainings, batch_size, is_one):
+def test_without_side_by_side_it_counts_whether_a_fold_is_one_batch(wine, walks, batch_size, is_one):
     X, y = wine
-    estimator = quick(batch_size=batch_size, max_epochs=2)
-    clf = LipschitzClassifierCV(estimator, taus=[1.0, 25.0], cv=2).fit(X, y)
-    assert (2 in trainings) == is_one
+    estimator = quick(**{**IN_BATCHES, "batch_size": batch_size}, max_epochs=2)
+    clf = LipschitzClassifierCV(estimator, taus=2, cv=2).fit(X, y)
+    assert walks == ([] if is_one else [89, 89])
     assert_same_network(clf.best_estimator_, clone(estimator).set_params(tau=clf.tau_).fit(X, y))
 
 
-@pytest.mark.parametrize("given", [{}, {"batch_size": 64}], ids=["one batch", "several batches"])
+@pytest.mark.parametrize(("most_values", "walked"), [(8 * 40, []), (8 * 40 - 1, [60, 60])])
+def test_tables_of_several_batches_are_walked_where_side_by_side_gains_little(
+    walks, monkeypatch, most_values, walked
+):
+    X, y = noisy()
+    # Of 4 x 8 and 8 x 1 values each.
+    monkeypatch.setattr(side_by_side, "_MOST_VALUES", most_values)
+    LipschitzClassifierCV(quick(max_epochs=2, batch_size=32), taus=2, cv=2).fit(X[:, :4], y)
+    assert walks == walked
+
+
+def test_many_rows_in_a_batch_are_not_trained_side_by_side(trainings):
+    X, y = noisy(2050)
+    estimator = quick(batch_size=1025, max_epochs=1)
+    LipschitzClassifierCV(estimator, taus=2, cv=2).fit(X[:, :4], y)
+    assert set(trainings) == {1}
+    trainings.clear()
+    LipschitzClassifierCV(estimator.set_params(batch_size=1024), taus=2, cv=2).fit(X[:, :4], y)
+    assert trainings == [2, 2, 1]
+
+
+@pytest.mark.parametrize("given", [{}, IN_BATCHES], ids=["anew", "walked"])
 def test_one_that_was_stopped_goes_on_from_its_checkpoints(wine, tmp_path, monkeypatch, given):
     X, y = wine
     folds = [(np.arange(len(y)), np.arange(len(y)))]  # a candidate may be taken for the winner

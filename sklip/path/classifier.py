@@ -18,7 +18,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from sklip.certification import register_wrapper
-from sklip.estimators import LipschitzClassifier
+from sklip.estimators import LipschitzClassifier, is_faster_side_by_side
 from sklip.inputs import check_sample_weight
 from sklip.path.anew import FreshStarts
 from sklip.path.candidates import Rows, as_results, scores_on_fold
@@ -81,6 +81,7 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         With the keys of ``GridSearchCV.cv_results_``, so that whatever reads those reads it too:
         "params", "param_tau", "param_eps"; for score "accuracy" and score "certified" (what `scoring`
         gives) "split0_test_accuracy" and so on, "mean_test_...", "std_test_...". By eps, then by tau.
+        "trained_in_full" says which scores are those of separate fits: see the notes.
     taus_ : ndarray of shape (n_taus,)
         Values of tau, rising.
     epss_ : ndarray of shape (n_epss,)
@@ -101,16 +102,18 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     The winner is, bit for bit, what ``LipschitzClassifier`` fits with its tau and eps, the other
     parameters and the same seed.
 
-    Where the rows that are trained on are one batch in each fold (by the `batch_size` of `estimator`;
-    "auto": tables of up to 1024), each candidate is such a fit up to rounding: up to eight are trained
-    side by side. Those with callbacks, `early_stopping`, `checkpoint_dir` or `verbose` are fitted one
-    after another.
+    Dense networks for a table are trained side by side, up to eight at once and each with the steps of
+    a fit, so all scores are those of separate fits up to rounding. Those with callbacks,
+    `early_stopping`, `checkpoint_dir` or `verbose` are fitted one after another, and so are other
+    networks where the rows of each fold are one batch.
 
-    With several batches, the first candidate of a fold, the most robust one, is trained in full, and
-    each other one starts from its more robust neighbour with 0.15 of the epochs and half the rate.
-    That says which may win: that winner and its more robust neighbour are then trained in full on each
-    fold, and have those scores in `scores_`. The scores of the others are of the path, where large tau
-    certify more than they would from random weights.
+    On several batches of images, or of a table with wide networks (more than 2**16 weights) or large
+    batches (more than 1024 rows), the first candidate of a fold, the most robust one, is trained in
+    full, and each other one starts from its more robust neighbour with 0.15 of the epochs and half the
+    rate. That says which may win: that winner and its more robust neighbour are then
+    trained in full on each fold, and have those scores in `scores_`, "trained_in_full". The scores of
+    the others are of the path: accuracy up to two points too low, and where tau is large more certified
+    than from random weights.
 
     Examples
     --------
@@ -191,8 +194,8 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         if not folds:
             raise ValueError(f"cv must give at least one fold, got none from {self.cv!r}.")
         _check_members(folds, len(rows[1]))
-        one_batch = all(_is_one_batch(given, data, train) for train, _ in folds)
-        candidates = (FreshStarts if one_batch else WarmStarts)(prototype, taus, epss)
+        anew = all(_start_anew(given, data, train) for train, _ in folds)
+        candidates = (FreshStarts if anew else WarmStarts)(prototype, taus, epss)
         scores = np.array(
             Parallel(n_jobs=self.n_jobs)(
                 delayed(scores_on_fold)(candidates, scorer, rows, *fold) for fold in folds
@@ -202,14 +205,16 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
         def choose(scores: NDArray[np.float64]) -> int:
             return rule(as_results(taus, epss, scores))
 
-        if not one_batch:
-            scores = settle(candidates, scorer, rows, folds, scores, choose, self.n_jobs)
+        in_full = np.ones(scores.shape[1], dtype=bool)
+        if not anew:
+            scores, in_full = settle(candidates, scorer, rows, folds, scores, choose, self.n_jobs)
         best = choose(scores)
         row, column = divmod(best, len(taus))
         winner = candidates.unfitted(row, column).fit(*rows)
         self.best_estimator_ = winner.set_params(random_state=given.random_state)
         self.tau_, self.eps_, self.best_index_ = float(taus[column]), float(epss[row]), best
-        self.taus_, self.epss_, self.scores_ = taus, epss, as_results(taus, epss, scores)
+        self.taus_, self.epss_ = taus, epss
+        self.scores_ = {**as_results(taus, epss, scores), "trained_in_full": in_full}
         return self
 
     @property
@@ -375,11 +380,13 @@ def _check_members(folds: Iterable[tuple[ArrayLike, ArrayLike]], n_rows: int) ->
                 raise ValueError(f"cv must give rows of X, which has {n_rows}, got row {wrong}.")
 
 
-def _is_one_batch(given: LipschitzClassifier, data: TrainingData, train: NDArray[Any]) -> bool:
-    """Whether these rows are, of which those without weight don't count."""
+def _start_anew(given: LipschitzClassifier, data: TrainingData, train: NDArray[Any]) -> bool:
+    """Whether candidates on these rows are to start from random weights: see sklip.path.anew."""
+    # Rows without weight are not trained on.
     counted = np.ones(len(data.rows)) if data.sample_weight is None else data.sample_weight
     n_rows = int(np.count_nonzero(counted[train]))
-    return n_rows <= given._pace(n_rows, data.input_shape).batch_size
+    is_one_batch = n_rows <= given._pace(n_rows, data.input_shape).batch_size
+    return is_one_batch or is_faster_side_by_side(given, data, n_rows)
 
 
 def _taus(taus: int | ArrayLike, moments: Moments) -> NDArray[np.float64]:

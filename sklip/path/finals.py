@@ -33,8 +33,8 @@ def settle(
     scores: NDArray[np.float64],
     choose: Callable[[NDArray[np.float64]], int],
     n_jobs: int | None,
-) -> NDArray[np.float64]:
-    """Return scores by which one that was trained in full wins.
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return scores by which one that was trained in full wins, and which candidates were.
 
     Parameters
     ----------
@@ -53,8 +53,10 @@ def settle(
     Returns
     -------
     scores : ndarray of shape (n_folds, n_candidates, 2)
+    in_full : ndarray of shape (n_candidates,)
     """
-    scores, in_full, n_taus = scores.copy(), set[int](), len(candidates.taus)
+    scores, in_full = scores.copy(), np.zeros(scores.shape[1], dtype=bool)
+    n_taus = len(candidates.taus)
     best = choose(scores)
     # Within a row of the grid, a smaller tau is more robust.
     contenders = [best - 1, best] if best % n_taus else [best]
@@ -68,6 +70,6 @@ def settle(
         )
         for trial, values in zip(trials, found, strict=True):
             scores[trial] = values
-        in_full.update(contenders)
-        contenders = [each for each in [choose(scores)] if each not in in_full]
-    return scores
+        in_full[contenders] = True
+        contenders = [each for each in [choose(scores)] if not in_full[each]]
+    return scores, in_full

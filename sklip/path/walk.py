@@ -2,10 +2,11 @@ r"""Candidates one after another, each from the weights of its neighbour.
 
 Note [The path]
 ---------------
-Where rows are several batches (of others see Note [One batch] of :mod:`sklip.path.anew`), networks for
-neighbouring values of tau are much alike, so each candidate but the first starts from the weights of
-the next more robust one, with a share of the epochs and of the learning rate. It walks from robust to
-accurate: from large eps to small, and there from small tau to large,
+Where rows are several batches, networks for neighbouring values of tau are much alike. So where they
+can't train side by side (see Note [From random weights] of :mod:`sklip.path.anew`), each candidate but
+the first starts from the weights of the next more robust one, with a share of the epochs and of the
+learning rate. It walks from robust to accurate: from large eps to small, and there from small tau to
+large,
 
 .. math:: (\varepsilon, \tau_1) \to (\varepsilon, \tau_2) \to \dots, \qquad
     (\varepsilon_{\max}, \tau_1) \to \dots \to (\varepsilon_{\min}, \tau_1) .
