@@ -110,10 +110,10 @@ class LipschitzClassifierCV(ClassifierMixin, BaseEstimator):  # type: ignore[mis
     On several batches of images, or of a table with wide networks (more than 2**16 weights) or large
     batches (more than 1024 rows), the first candidate of a fold, the most robust one, is trained in
     full, and each other one starts from its more robust neighbour with 0.15 of the epochs and half the
-    rate. That says which may win: that winner and its more robust neighbour are then
-    trained in full on each fold, and have those scores in `scores_`, "trained_in_full". The scores of
-    the others are of the path: accuracy up to two points too low, and where tau is large more certified
-    than from random weights.
+    rate. That says which may win: that winner and its more robust neighbour are then trained in full
+    on each fold, and have those scores in `scores_`, "trained_in_full". The scores of the others are of
+    the path: accuracy up to two points too low, and where tau is large more certified than from random
+    weights.
 
     Examples
     --------
