@@ -556,6 +556,20 @@ def test_the_axis_shows_zero(values, scale):
 
 
 @pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([2.355320, 0.461637, 12.017077], ["0.462", "2.36", "12"]),
+        ([1000.0, 2000.0, 138.491], ["138", "1000", "2000"]),
+        ([1.001, 1.002, 3.0], ["1.001", "1.002", "3"]),
+        ([1.0, 1.0 + 1e-9, 3.0], ["1", "1", "3"]),
+    ],
+)
+def test_ticks_have_as_many_digits_as_tell_candidates_apart(values, shown):
+    display = TradeoffDisplay.from_cv_results(cv_results(param_tau=values), "tau")
+    assert [text.get_text() for text in display.ax_.get_xticklabels()] == shown
+
+
+@pytest.mark.parametrize(
     ("scorer", "words"),
     [
         (certified_accuracy_scorer(0.25), "certified accuracy at eps = 0.25 (units of X)"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sklip.plots.axes import axes_for
 from sklip.plots.candidates import on_the_front, scores_of, searched, varied_parameters
-from sklip.plots.words import score_words
+from sklip.plots.words import score_words, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -264,7 +264,7 @@ class TradeoffDisplay:
             self.ax_.set_xscale("symlog", linthresh=float(sizes.min()))
             self.ax_.margins(x=0.08)
         ticks = np.unique(self.param_values)
-        self.ax_.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        self.ax_.set_xticks(ticks, told_apart(ticks.tolist()))
         self.ax_.set_xticks([], minor=True)
 
 

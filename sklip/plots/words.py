@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer
 
-__all__ = ["inner_ends", "rounded_down", "rounded_up", "score_words", "unit_words"]
+__all__ = ["inner_ends", "rounded_down", "rounded_up", "score_words", "told_apart", "unit_words"]
 
 
 def unit_words(scale: Any) -> str:
@@ -45,6 +45,16 @@ def rounded_down(radius: float) -> str:
 def rounded_up(distance: float) -> str:
     """Return a distance with as many digits as :func:`rounded_down`, rounded up."""
     return _rounded(distance, math.ceil)
+
+
+def told_apart(values: Sequence[float]) -> list[str]:
+    """Return numbers with as few digits as tell them apart, three at least."""
+    for digits in range(3, 7):
+        # By way of a number, as 1000 is better than 1e+03.
+        words = [f"{float(f'{value:.{digits}g}'):g}" for value in values]
+        if len(set(words)) == len(words):
+            break
+    return words
 
 
 def inner_ends(value: float, reach: float) -> tuple[str, str]:
