@@ -247,6 +247,11 @@ class NetworkPlan:
             _widths("hidden_layer_sizes", hidden_layer_sizes),
         )
 
+    @property
+    def is_dense_for_table(self) -> bool:
+        """Whether it is our network of dense layers, for rows of a table."""
+        return self.architecture == "mlp" and len(self.input_shape) == 1
+
     def differences(self, other: Self) -> list[str]:
         """Return the names of what is not the same in both."""
         return [

@@ -72,21 +72,13 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
             is_table=len(input_shape) == 1,
         )
 
-    def _is_small_table(self, plan: networks.NetworkPlan, pace: Pace, n_samples: int) -> bool:
-        """Whether these rows are one batch of a table, for a network of dense layers."""
-        return (
-            plan.architecture == "mlp"
-            and len(plan.input_shape) == 1
-            and n_samples <= min(pace.batch_size, networks.SMALL_TABLE_ROWS)
-        )
-
     def _may_weigh_columns(self, plan: networks.NetworkPlan, pace: Pace, n_samples: int) -> bool:
         """Whether it is asked if columns are to have weights: of small tables, by a cross-entropy."""
         return (
-            self._is_small_table(plan, pace, n_samples)
+            plan.is_dense_for_table
+            and FEWEST_ROWS <= n_samples <= min(pace.batch_size, networks.SMALL_TABLE_ROWS)
             and len(plan.hidden_layer_sizes) > 0
             and plan.input_shape[0] >= FEWEST_COLUMNS
-            and n_samples >= FEWEST_ROWS
             and self.loss in ("tau_cross_entropy", "logit_annealing")
         )
 

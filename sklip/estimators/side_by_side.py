@@ -65,8 +65,10 @@ def fitted_side_by_side(
         As for :meth:`sklip.LipschitzClassifier.fit`.
     """
     first = classifiers[0]
-    course = _course_of(first, first._read(X, y, sample_weight, None, goes_on=False))
-    n_together = _how_many_together(first, course)
+    data = first._read(X, y, sample_weight, None, goes_on=False)
+    n_rows = len(data.samples("cpu"))
+    course = _course_of(first, data, n_rows)
+    n_together = 1 if _is_fitted_alone(first) else _group_size(course.plan, course.pace, n_rows)
     for start in range(0, len(classifiers), n_together):
         group = classifiers[start : start + n_together]
         if len(group) > 1:
@@ -79,9 +81,8 @@ def fitted_side_by_side(
         yield from group
 
 
-def _course_of(first: LipschitzClassifier, data: TrainingData) -> Course:
+def _course_of(first: LipschitzClassifier, data: TrainingData, n_rows: int) -> Course:
     """Return what a classifier is trained by, but for weights of columns."""
-    n_rows = len(data.samples("cpu"))
     return Course(
         first._plan(data, n_rows, first.hidden_layer_sizes),
         data,
@@ -91,19 +92,17 @@ def _course_of(first: LipschitzClassifier, data: TrainingData) -> Course:
     )
 
 
-def _how_many_together(first: LipschitzClassifier, course: Course) -> int:
-    """Return how many classifiers like the first one are to be trained in one training."""
+def _is_fitted_alone(first: LipschitzClassifier) -> bool:
+    """Whether classifiers like the first one need a training each."""
     followed = first._callbacks() or first.verbose or first.checkpoint_dir or is_followed(first)
     # A subclass may have a fit of its own.
-    if followed or type(first) is not LipschitzClassifier or isinstance(current_processes(), Together):
-        return 1
-    return _group_size(course.plan, course.pace, len(course.data.samples("cpu")))
+    is_subclass = type(first) is not LipschitzClassifier
+    return bool(followed or is_subclass or isinstance(current_processes(), Together))
 
 
 def _group_size(plan: NetworkPlan, pace: Pace, n_rows: int) -> int:
     """Return how many networks of one plan are to be trained side by side where nobody follows one."""
-    is_dense = plan.architecture == "mlp" and len(plan.input_shape) == 1
-    if not is_dense or min(pace.batch_size, n_rows) > SMALL_TABLE_ROWS:
+    if not plan.is_dense_for_table or min(pace.batch_size, n_rows) > SMALL_TABLE_ROWS:
         return 1
     widths = [*plan.input_shape, *plan.hidden_layer_sizes, plan.n_outputs]
     n_values = sum(before * after for before, after in itertools.pairwise(widths))
