@@ -70,7 +70,7 @@ def largest_gain(network: nn.Module, head: Tensor, rank: int, n_sweeps: int) -> 
                 values = layer(values)
         return (values @ head.T).square().sum() / x.square().sum()
 
-    best = float(gain())
+    best = float(gain())  # which draws the directions
     for _ in range(n_sweeps):
         for variable in (x, *directions):
             variable.requires_grad_()

@@ -3,11 +3,11 @@ r"""The last choice among candidates that were compared along a path.
 Note [Finals]
 -------------
 Scores along a path (Note [The path] of :mod:`sklip.path.walk`) are of networks that had few epochs, so
-accuracies are up to a point too low, most at small tau, and the rule may pass over the winner for its
-neighbour. On 10,000 MNIST images and three folds, with a quarter of the epochs, tau = 1.59 has 0.9656
-along the path, under the 0.02 that may be given up, and 0.9715 in full, above it. So the winner of the
-path and its more robust neighbour are trained in full on each fold, and then whatever wins by its
-scores along the path, until what wins has been trained in full.
+accuracies are up to two points too low, and the rule may pass over the winner for its neighbour. On
+10,000 MNIST images and three folds, with a quarter of the epochs, tau = 1.59 has 0.9656 along the path,
+under the 0.02 that may be given up, and 0.9715 in full, above it. So the winner of the path and its
+more robust neighbour are trained in full on each fold, and then whatever wins by its scores along the
+path, until what wins has been trained in full.
 """
 
 from __future__ import annotations
