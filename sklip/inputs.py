@@ -7,6 +7,8 @@ Everything ends as rows, (n_samples, n_features), which scikit-learn validates, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Number
 from typing import Any
 
@@ -28,6 +30,7 @@ __all__ = [
     "class_weighted",
     "encode_labels",
     "inferred_input_shape",
+    "too_large_refused",
 ]
 
 _CHANNEL_COUNTS = (1, 2, 3, 4)
@@ -181,6 +184,15 @@ def _is_missing(value: Any) -> bool:
     return may_miss and bool(value != value)
 
 
+@contextmanager
+def too_large_refused(name: str) -> Iterator[None]:
+    """Refuse an integer that float64 can't hold, at which scikit-learn's validation stumbles."""
+    try:
+        yield
+    except OverflowError as error:
+        raise ValueError(f"{name} has an integer that is too large for float64.") from error
+
+
 def cast_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Return rows in the network's precision; a value that it can't hold is an error."""
     with np.errstate(over="ignore"):
@@ -231,13 +243,10 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> NDAr
     """Return weights as floats, checked to be one a sample, at least 0, with a sum that is a number."""
     if sample_weight is None:
         return None
-    try:
-        with np.errstate(over="ignore"):
-            weight: NDArray[np.float64] = check_array(
-                as_numpy(sample_weight), dtype=np.float64, ensure_2d=False, input_name="sample_weight"
-            )
-    except OverflowError as error:
-        raise ValueError("sample_weight has an integer that is too large for float64.") from error
+    with too_large_refused("sample_weight"), np.errstate(over="ignore"):
+        weight: NDArray[np.float64] = check_array(
+            as_numpy(sample_weight), dtype=np.float64, ensure_2d=False, input_name="sample_weight"
+        )
     if weight.ndim != 1:
         raise ValueError(f"sample_weight must be 1D, got shape {weight.shape}.")
     if weight.shape != (n_samples,):

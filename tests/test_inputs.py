@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from sklip import LipschitzClassifier, certificates
+from sklip import LipschitzClassifier, certificates, counterfactual
 from sklip.inputs import (
     as_labels,
     as_rows,
@@ -486,3 +489,25 @@ def test_weights_become_floats(weights):
 def test_weights_must_be_one_a_sample_and_not_all_zero(weights, message):
     with pytest.raises(ValueError, match=message):
         check_sample_weight(weights, 3)
+
+
+def test_integers_beyond_float64_are_refused():
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    huge = np.array([[0, 10**400, 1]] * 20, dtype=object)
+    clf = LipschitzClassifier(hidden_layer_sizes=(4,), max_epochs=1)
+    pipeline = make_pipeline(StandardScaler(), clone(clf)).fit(X, y)
+    fitted, passing = clone(clf).fit(X, y), make_pipeline("passthrough", clone(clf)).fit(X, y)
+    for refused in (
+        lambda: clf.fit(huge, y),
+        lambda: fitted.predict(huge),
+        lambda: fitted.partial_fit(huge, y),
+        lambda: certificates(passing, huge),
+    ):
+        with pytest.raises(ValueError, match=r"^X has an integer that is too large for float64"):
+            refused()
+    for values in (huge, huge.tolist()):
+        for fixed in ((), [1]):
+            with pytest.raises(ValueError, match=r"^column 1 of X has an integer that is too large"):
+                certificates(pipeline, values, fixed_columns=fixed)
+        with pytest.raises(TypeError, match="column 1 of X must hold numbers to be moved"):
+            counterfactual(pipeline, values)

@@ -30,6 +30,7 @@ from sklip.inputs import (
     check_input_shape,
     check_sample_weight,
     inferred_input_shape,
+    too_large_refused,
 )
 from sklip.layers import polish_, to_torch
 from sklip.rows import as_numpy, as_stored, joined
@@ -207,7 +208,9 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         shape = self.input_shape_ if goes_on else inferred_input_shape(X, given_shape)
         images = as_images(X, shape, type(self).__name__)
         stored, as_given = as_stored(images)
-        rows, targets = validate_data(self, stored, as_labels(y), reset=not goes_on, order="C")
+        labels = as_labels(y)
+        with too_large_refused("X"):
+            rows, targets = validate_data(self, stored, labels, reset=not goes_on, order="C")
         if given_shape is not None and rows.shape[1] != np.prod(given_shape):
             raise ValueError(
                 f"X has {rows.shape[1]} features, but input_shape={given_shape} needs "
@@ -278,7 +281,9 @@ class LipschitzEstimator(CallbackSupportMixin, StoredEstimator):  # type: ignore
         """
         check_is_fitted(self)
         stored, as_given = as_stored(as_images(X, self.input_shape_, type(self).__name__))
-        return check_castable(as_given(validate_data(self, stored, reset=False)), self.dtype_)
+        with too_large_refused("X"):
+            rows = validate_data(self, stored, reset=False)
+        return check_castable(as_given(rows), self.dtype_)
 
     def _by_pieces(
         self, X: ArrayLike, evaluate: Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]

@@ -160,7 +160,7 @@ def _numbers(column: Any, name: Any) -> NDArray[np.float64]:
         if hasattr(column, "to_numpy"):
             column = column.to_numpy(dtype=np.float64, na_value=np.nan)
         return np.asarray(column, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(
             f"column {name!r} of X must hold numbers to be moved, got {column.dtype}; convert it, or "
             "name it in fixed_columns."

@@ -224,6 +224,10 @@ def _numbers(
     for position, (column, moving) in enumerate(zip(columns, moves, strict=True)):
         try:
             numbers[:, position] = np.asarray(column, dtype=np.float64)
+        except OverflowError as error:
+            raise ValueError(
+                f"column {reads[position]} of X has an integer that is too large for float64."
+            ) from error
         except (TypeError, ValueError) as error:
             if moving:
                 raise TypeError(
