@@ -42,8 +42,8 @@ class _SortPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         first, second = x.unflatten(1, (-1, 2)).unbind(2)
-        swapped = torch.empty_like(first, memory_format=torch.contiguous_format)
-        ctx.save_for_backward(torch.gt(first, second, out=swapped))
+        difference = first - second
+        ctx.save_for_backward(torch.gt(difference, 0, out=difference))
         return sorted_pairs(x)
 
     @staticmethod

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["linear", "times", "times_transposed"]
+__all__ = ["linear", "plus_product", "times", "times_transposed"]
 
 # Multiplications from which the detour pays.
 _LARGE = 2**24
@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.ndim == 3:
         x = x.expand(len(weight), *x.shape[-2:])
         return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-    if not _pays(x, weight, len(weight)):
+    if not _pays(x, weight, weight.shape[0]):
         return functional.linear(x, weight, bias)
     # Rows are pixels, and their values channels, in the order of memory that is called channels_last.
     pixels = x.view(1, 1, *x.shape).permute(0, 3, 1, 2)
@@ -58,21 +58,29 @@ def times(left: Tensor, right: Tensor) -> Tensor:
     """Return ``left @ right``, for matrices or batches of them."""
     if left.ndim == right.ndim == 3 and len(left) == 1:
         return times(left[0], right[0])[None]
-    if not _pays(right, left, len(left)):
+    if not _pays(right, left, left.shape[0]):
         return left @ right
     # Columns are pixels, and rows channels.
     out = functional.conv2d(right[None, :, None, :], left[:, :, None, None])
     return out.view(len(left), right.shape[1])
 
 
+def plus_product(
+    base: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    """Return ``beta * base + alpha * left @ right`` in one operation, for matrices or batches of them."""
+    add = torch.addmm if left.ndim == 2 else torch.baddbmm
+    return add(base, left, right, beta=beta, alpha=alpha)
+
+
 def _pays(pixels: Tensor, kernel: Tensor, n_outputs: int) -> bool:
     """Whether the convolution is the faster way for these matrices."""
     return (
-        _HAS_ONEDNN
+        pixels.dtype == kernel.dtype == torch.float32
+        and _HAS_ONEDNN
         # A trace is to hold for any number of rows.
         and not torch.compiler.is_compiling()
         and pixels.ndim == kernel.ndim == 2
-        and pixels.dtype == kernel.dtype == torch.float32
         and pixels.device.type == "cpu"
         and pixels.numel() >= _FEWEST_VALUES
         and pixels.numel() * n_outputs >= _LARGE

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklip.layers.matmul import times, times_transposed
+from sklip.layers.matmul import plus_product, times, times_transposed
 
 __all__ = [
     "OrthogonalLayer",
@@ -48,8 +48,6 @@ __all__ = [
     "retract_",
 ]
 
-# Two iterations bring singular values within 0.1 of one to 1 - 3e-4 at worst.
-_STEPS_PER_UPDATE = 2
 # Above this squared norm a Newton-Schulz step may flip signs: sqrt 3 is the edge.
 _SAFE_SQUARED_NORM = 2.9
 # Least ratio of the eigenvalues of a Gram matrix of which ten digits are right.
@@ -89,19 +87,14 @@ def orthogonal_init_(matrix: Tensor) -> Tensor:
         return matrix.copy_(q.transpose(-2, -1) if wide else q)
 
 
-def _retracted(matrices: Tensor, steps: int) -> Tensor:
+def _retracted(matrices: Tensor) -> Tensor:
     """Newton-Schulz iterations on a batch of matrices with rows <= columns."""
-    return times(retraction_factor(times_transposed(matrices, matrices), steps), matrices)
+    return times(retraction_factor(times_transposed(matrices, matrices)), matrices)
 
 
-def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE, *, near: bool = False) -> Tensor:
-    """Return the matrix that brings W back to orthogonality from the left, given W W^T.
-
-    `near` says that the iterations are known to converge, which then isn't looked after.
-    """
+def retraction_factor(gram: Tensor) -> Tensor:
+    """Return the matrix that brings W back to orthogonality from the left, given W W^T."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    if near:
-        return _newton_schulz(gram, eye, steps)
     # Three upper bounds on ||G|| = ||W||^2: by distance from I, Frobenius, Gershgorin's row sums.
     squared_norm_upper = torch.minimum(
         1 + torch.linalg.matrix_norm(gram - eye, keepdim=True),
@@ -112,16 +105,20 @@ def retraction_factor(gram: Tensor, steps: int = _STEPS_PER_UPDATE, *, near: boo
     )
     # No branch on the value: that would stall a GPU.
     scale = torch.where(squared_norm_upper <= _SAFE_SQUARED_NORM, 1.0, squared_norm_upper.rsqrt())
-    return _newton_schulz(gram * scale.square(), eye, steps) * scale
+    return two_newton_schulz_steps(gram * scale.square()) * scale
 
 
-def _newton_schulz(gram: Tensor, eye: Tensor, steps: int) -> Tensor:
-    total = factor = 1.5 * eye - 0.5 * gram
-    for _ in range(steps - 1):
-        gram = factor @ gram @ factor
-        factor = 1.5 * eye - 0.5 * gram
-        total = factor @ total
-    return total
+def two_newton_schulz_steps(gram: Tensor) -> Tensor:
+    r"""Return what :func:`retraction_factor` does where all singular values of W are below sqrt 3.
+
+    With :math:`E = I - W W^T`, two iterations multiply W by
+    :math:`I + \tfrac12 E + \tfrac38 E^2 + \tfrac5{16} E^3 + \tfrac1{16} E^4`.
+    """
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    error = eye - gram
+    square = error @ error
+    quadratic = torch.add(eye, error, alpha=1 / 2).add_(square, alpha=3 / 8)
+    return plus_product(quadratic, square, (5 / 16 * error).add_(square, alpha=1 / 16))
 
 
 def _orthogonal_layers(module: nn.Module) -> Iterator[OrthogonalLayer]:
@@ -182,7 +179,7 @@ def retract_(module: nn.Module) -> nn.Module:
     True
     """
     for members, _ in _batched_by_shape(module):
-        for member, part in _unstack(_retracted(_stack(members), _STEPS_PER_UPDATE), members):
+        for member, part in _unstack(_retracted(_stack(members)), members):
             member.copy_(part)
     for layer in _orthogonal_layers(module):
         for parameter in layer.interval_parameters():
@@ -280,7 +277,7 @@ def polish_(module: nn.Module) -> nn.Module:
         for parameter in layer.orthogonal_parameters():
             wide = _wide(parameter)
             # A factor from small eigenvalues is inexact; one iteration mends that.
-            wide.copy_(_retracted(_polar_factor(wide.double()), 2))
+            wide.copy_(_retracted(_polar_factor(wide.double())))
         for parameter in layer.interval_parameters():
             parameter.clamp_(0.0, 1.0)
     return module

@@ -63,8 +63,8 @@ from torch import Tensor, nn
 
 from sklip.layers import OrthogonalLayer
 from sklip.layers.checks import check_positive_int
-from sklip.layers.matmul import times, times_transposed
-from sklip.layers.orthogonal import retraction_factor
+from sklip.layers.matmul import plus_product, times, times_transposed
+from sklip.layers.orthogonal import retraction_factor, two_newton_schulz_steps
 
 __all__ = ["StiefelMuon"]
 
@@ -72,10 +72,8 @@ __all__ = ["StiefelMuon"]
 _SHORT = 0.5
 # Quintic of Jordan et al. (2024): made for a steep start, it lifts small singular values fast.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-# Share of the rate in Adam's part: biases are in the units of X, constrained matrices move by angles.
-_FREE_RATE = 0.1
-# And in that of parameters between 0 and 1, which have as far to go as a matrix has to turn.
-_INTERVAL_RATE = 1.3
+# Share of the rate for parameters between 0 and 1, which have as far to go as a matrix has to turn.
+_INTERVAL_SHARE = 1.3
 
 
 class StiefelMuon(torch.optim.Optimizer):
@@ -91,8 +89,7 @@ class StiefelMuon(torch.optim.Optimizer):
         Module whose parameters to train; those of :class:`sklip.layers.OrthogonalLayer` are the
         constrained ones, and those that it keeps between 0 and 1 are moved by Adam and cut off there.
     lr : float, default=0.03
-        Angle, in radians, by which a constrained matrix turns for each step; a tenth of it is Adam's
-        rate.
+        Angle, in radians, by which a constrained matrix turns for each step.
     momentum : float, default=0.9
         Nesterov momentum of the constrained matrices; what is left of it after a step.
     betas : (float, float), default=(0.9, 0.99)
@@ -104,6 +101,9 @@ class StiefelMuon(torch.optim.Optimizer):
     iterations : int, default=4
         Of the polynomial: directions whose gradients are down to 1/140 of the largest turn as far as
         the others, with 2 iterations down to 1/12. See Note [One batch].
+    free_share : float, default=0.1
+        Adam's rate for the free parameters, as a share of `lr`: biases are in the units of X,
+        constrained matrices move by angles.
     weight_decay : float, default=0.0
         Decoupled weight decay, as AdamW's, of the free parameters: those that are neither constrained
         nor kept between 0 and 1. Of sklip's layers these are biases only, where it changes nothing
@@ -139,10 +139,13 @@ class StiefelMuon(torch.optim.Optimizer):
         every: int = 4,
         large: int = 2**18,
         iterations: int = 4,
+        free_share: float = 0.1,
         weight_decay: float = 0.0,
     ) -> None:
         if not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay!r}.")
+        if not 0 < free_share < float("inf"):
+            raise ValueError(f"free_share must be positive and finite, got {free_share!r}.")
         check_positive_int("every", every)
         if not isinstance(large, Integral) or large < 0:
             raise ValueError(f"large must be an integer of at least 0, got {large!r}.")
@@ -165,8 +168,8 @@ class StiefelMuon(torch.optim.Optimizer):
             {"params": params, "kind": kind, "share": share, "lr": share * lr}
             for params, kind, share in (
                 (constrained, "orthogonal", 1.0),
-                (free, "free", _FREE_RATE),
-                (bounded, "interval", _INTERVAL_RATE),
+                (free, "free", free_share),
+                (bounded, "interval", _INTERVAL_SHARE),
             )
         ]
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "every": every, "gathered": 0}
@@ -210,7 +213,7 @@ class StiefelMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             group["iterations"] = value
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def advance(self) -> None:
         """Do what each step does: all but the turns of large matrices, whose gradients are added up.
 
@@ -219,10 +222,7 @@ class StiefelMuon(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    state = self.state[parameter]
-                    _UPDATES[group["kind"]](parameter, parameter.grad, state, group)
-                    if group["kind"] == "orthogonal" and not _is_large(parameter, group):
-                        _turn_(parameter, state, group, 1)
+                    _UPDATES[group["kind"]](parameter, parameter.grad, self.state[parameter], group)
 
     def count(self) -> bool:
         """Count a step, and tell whether the large matrices are to turn."""
@@ -239,13 +239,15 @@ class StiefelMuon(torch.optim.Optimizer):
             if group["kind"] == "orthogonal" and _is_large(parameter, group)
         ]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def turn(self, n_steps: int) -> None:
         """Turn the large matrices by what was gathered in the last `n_steps` steps."""
         for parameter, group in self.large_matrices():
             # One that was frozen since has momentum, but is not to move.
             if parameter in self.state and parameter.requires_grad:
-                _turn_(parameter, self.state[parameter], group, n_steps)
+                state = self.state[parameter]
+                _turn_(parameter, state["sum"], state["momentum"], group, n_steps)
+                state["sum"].zero_()
 
     def finish(self) -> None:
         """Turn by what was gathered since the last turn, if anything.
@@ -263,47 +265,66 @@ def _is_large(parameter: Tensor, group: dict[str, Any]) -> bool:
     return bool(math.prod(parameter.shape[-2:]) > group["large"])
 
 
-def _gather_(_: Tensor, gradient: Tensor, state: dict[str, Any], __: dict[str, Any]) -> None:
-    """Add the gradient to those since the last turn."""
+# What is made in inference mode could not be changed outside of it.
+@torch.inference_mode(False)
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like)
+
+
+@torch.inference_mode(False)
+def _one(like: Tensor) -> Tensor:
+    return torch.ones((), dtype=like.dtype, device=like.device)
+
+
+def _turn_or_gather_(
+    parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Turn a small matrix, or add the gradient of a large one to those since its last turn."""
+    is_large = _is_large(parameter, group)
     if not state:
-        state["momentum"], state["sum"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-    state["sum"].add_(gradient)
+        state["momentum"] = _zeros(gradient)
+        if is_large:
+            state["sum"] = _zeros(gradient)
+    if is_large:
+        state["sum"].add_(gradient)
+    else:
+        _turn_(parameter, gradient, state["momentum"], group, 1)
 
 
-def _turn_(parameter: Tensor, state: dict[str, Any], group: dict[str, Any], n_steps: int) -> None:
+def _turn_(
+    parameter: Tensor, gradient: Tensor, momentum: Tensor, group: dict[str, Any], n_steps: int
+) -> None:
     """Turn a matrix, or a batch of them, by the orthogonalised momentum. See Note [Five products]."""
     left, rate = group["momentum"] ** n_steps, group["lr"] * n_steps
-    gradient, momentum = state["sum"], state["momentum"]
     momentum.mul_(left).add_(gradient)
-    ahead = gradient.add_(momentum, alpha=left)
+    ahead = torch.add(gradient, momentum, alpha=left)
     # Only its direction counts, and its square must not overflow.
-    size = torch.linalg.vector_norm(ahead, torch.inf, (-2, -1), keepdim=True)
-    ahead /= size.clamp(min=torch.finfo(size.dtype).tiny)
+    size = ahead.abs().amax((-2, -1), keepdim=True)
+    ahead /= size.clamp_(min=torch.finfo(size.dtype).tiny)
     wide = parameter.shape[-2] <= parameter.shape[-1]
     W, V = (parameter, ahead) if wide else (parameter.mT, ahead.mT)
 
     inner, product, gram = times_transposed(V, W), times_transposed(W, W), times_transposed(V, V)
-    normal = (inner + inner.mT) / 2
+    normal = (inner + inner.mT).mul_(0.5)
     normal_inner = normal @ product
-    mixed = (inner - normal_inner / 2) @ normal
+    mixed = torch.sub(inner, normal_inner, alpha=0.5) @ normal
     # Rounding could leave negative eigenvalues where the normal part is most of V.
-    tangent = _lifted(gram - mixed - mixed.mT, gram)
-    root = _inverse_root(tangent, group["iterations"])
-    turned = root @ (inner - normal_inner)
-    # Not the square of the rate, which may overflow as a number of Python.
-    moved = product - rate * (turned + turned.mT - rate * (root @ tangent @ root))
-    factor = retraction_factor(moved, near=isinstance(rate, float) and rate < _SHORT)
-    step = rate * (factor @ root)
-    result = times(factor + step @ normal, W).sub_(times(step, V))
-    parameter.copy_(result if wide else result.mT)
-    gradient.zero_()
+    tangent = _lifted((gram - mixed).sub_(mixed.mT), gram)
+    # A tensor, since the square of a rate may overflow as a number of Python.
+    step = rate * _inverse_root(tangent, group["iterations"])
+    turned = step @ inner.sub_(normal_inner)
+    moved = plus_product(product.sub_(turned).sub_(turned.mT), step @ tangent, step)
+    is_short = isinstance(rate, float) and rate < _SHORT
+    factor = two_newton_schulz_steps(moved) if is_short else retraction_factor(moved)
+    step = factor @ step
+    torch.sub(times(plus_product(factor, step, normal), W), times(step, V), out=W)
 
 
 def _lifted(matrix: Tensor, scale: Tensor) -> Tensor:
     """Add to the diagonal of a symmetric matrix what rounding at the size of `scale` may have taken."""
-    lift = 8 * torch.finfo(matrix.dtype).eps * torch.linalg.matrix_norm(scale, keepdim=True)
+    lift = torch.linalg.matrix_norm(scale, keepdim=True).mul_(8 * torch.finfo(matrix.dtype).eps)
     # The matrix of a gradient of zero must stay invertible, and its norm above zero.
-    lift = lift.clamp(min=torch.finfo(matrix.dtype).eps ** 2)
+    lift.clamp_(min=torch.finfo(matrix.dtype).eps ** 2)
     matrix.diagonal(dim1=-2, dim2=-1).add_(lift.squeeze(-1))
     return matrix
 
@@ -315,28 +336,28 @@ def _inverse_root(gram: Tensor, iterations: int) -> Tensor:
     gram = gram / size
     total: Tensor | None = None
     for remaining in reversed(range(iterations)):
-        factor = _B * gram + _C * (gram @ gram)
+        factor = plus_product(gram, gram, gram, beta=_B, alpha=_C)
         factor.diagonal(dim1=-2, dim2=-1).add_(_A)
         total = factor if total is None else factor @ total
         if remaining:
             gram = factor @ gram @ factor
     assert total is not None
-    root: Tensor = total * size.rsqrt()
-    return root
+    return total.mul_(size.rsqrt_())
 
 
 def _adam_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     """Take a step of Adam."""
     if not state:
-        state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        # A tensor, so that a step that was recorded counts when it is replayed.
-        state["age"] = parameter.new_zeros((), dtype=torch.float32)
-    age = state["age"].add_(1)
+        state["mean"], state["square"] = _zeros(gradient), _zeros(gradient)
+        # Tensors, so that a step that was recorded counts when it is replayed.
+        state["mean_bias"], state["square_bias"] = _one(gradient), _one(gradient)
     beta1, beta2 = group["betas"]
+    mean = state["mean"].lerp_(gradient, 1 - beta1)
+    square = state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     # Both means start at zero, so they are too small at first, by a known factor.
-    mean = state["mean"].lerp_(gradient, 1 - beta1) / (1 - beta1**age)
-    square = state["square"].lerp_(gradient.square(), 1 - beta2) / (1 - beta2**age)
-    parameter.sub_(group["lr"] * mean / square.sqrt_().add_(1e-8))
+    mean = mean / (1 - state["mean_bias"].mul_(beta1))
+    square = square / (1 - state["square_bias"].mul_(beta2))
+    parameter.addcdiv_(mean.mul_(-group["lr"]), square.sqrt_().add_(1e-8))
 
 
 def _decayed_adam_(
@@ -356,4 +377,4 @@ def _adam_in_interval_(
     parameter.clamp_(0.0, 1.0)
 
 
-_UPDATES = {"orthogonal": _gather_, "free": _decayed_adam_, "interval": _adam_in_interval_}
+_UPDATES = {"orthogonal": _turn_or_gather_, "free": _decayed_adam_, "interval": _adam_in_interval_}
