@@ -30,7 +30,7 @@ _ENOUGH = 0.5
 
 
 def weights_pay(
-    train: Callable[[bool, Samples], Sequence[nn.Module]],
+    train: Callable[[Samples], Sequence[tuple[nn.Module, nn.Module]]],
     samples: Samples,
     taus: Sequence[float],
     n_rows: float,
@@ -41,8 +41,8 @@ def weights_pay(
     Parameters
     ----------
     train : callable
-        Given whether columns are to have weights, and samples, it returns a trained network for each
-        temperature.
+        Given samples, it returns for each temperature a network trained without weights of columns, and
+        one with them.
     samples : Samples
         All that there is to train on.
     taus : sequence of float
@@ -62,14 +62,13 @@ def weights_pay(
     others = samples.subset(torch.from_numpy(np.flatnonzero(~held)))
     judges = samples.subset(torch.from_numpy(np.flatnonzero(held)))
     n_judges = n_rows * held.mean()
-    pairs = zip(train(False, others), train(True, others), strict=True)
     return [
         _is_gain(
             _cross_entropies(plain, judges, tau) - _cross_entropies(weighted, judges, tau),
             judges,
             n_judges,
         )
-        for (plain, weighted), tau in zip(pairs, taus, strict=True)
+        for (plain, weighted), tau in zip(train(others), taus, strict=True)
     ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from sklip.estimators.column_choice import weights_pay
@@ -37,9 +38,12 @@ class Course:
 
 
 def trained_unwatched(
-    estimators: Sequence[PlanningEstimator], course: Course, samples: Samples
+    estimators: Sequence[PlanningEstimator], course: Course, samples: Samples, n_unweighted: int = 0
 ) -> tuple[list[nn.Module], list[dict[str, Any]]]:
-    """Return the network trained for each estimator, and the history, which is of all together."""
+    """Return the network trained for each estimator, and the history, which is of all together.
+
+    The first `n_unweighted` keep the weights of columns that they start with, which are 1.
+    """
     first, data, draws = estimators[0], course.data, seeded(course.seed)
     module = first._build(course.plan, data, draws)
     criteria = [each._criterion(data.classes) for each in estimators]
@@ -55,6 +59,10 @@ def trained_unwatched(
         criterion=criteria[0] if together is None else SumOfLosses(criteria),
         watched=False,
     )
+    if n_unweighted:
+        # Columns without a scale keep their weights.
+        has_weights = torch.arange(len(criteria), device=course.device) >= n_unweighted
+        net.column_scales = net.column_scales * has_weights.unsqueeze(-1)
     net.train(samples, None, course.pace.max_epochs)
     return [module] if together is None else [*together.apart()], net.epoch_rows()
 
@@ -64,10 +72,13 @@ def column_choices(
 ) -> list[bool]:
     """Return for each estimator whether weights of columns pay: see sklip.estimators.column_choice."""
 
-    def train(column_weights: bool, some: Samples) -> list[nn.Module]:
-        plan = replace(course.plan, column_weights=column_weights)
-        hurried = replace(course, plan=plan, pace=course.pace.hurried())
-        return trained_unwatched(estimators, hurried, some)[0]
+    hurried = replace(
+        course, plan=replace(course.plan, column_weights=True), pace=course.pace.hurried()
+    )
+
+    def train(some: Samples) -> list[tuple[nn.Module, nn.Module]]:
+        networks, _ = trained_unwatched([*estimators, *estimators], hurried, some, len(estimators))
+        return list(zip(networks[: len(estimators)], networks[len(estimators) :], strict=True))
 
     taus = [float(each.tau) for each in estimators]
     return weights_pay(train, samples, taus, course.data.moments.weight, course.seed)

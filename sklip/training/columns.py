@@ -42,13 +42,13 @@ _KAPPA = 0.3
 
 
 def weighted_columns(module: nn.Module, scales: Tensor | None) -> list[nn.Parameter]:
-    """Return the weights of the columns in `module` that `scales`, one a column, can be for."""
+    """Return the weights of the columns in `module` that `scales`, (..., n_features), can be for."""
     return [
         layer.column_weights
         for layer in module.modules()
         if isinstance(layer, ColumnWeightedLinear)
         and scales is not None
-        and layer.in_features == len(scales)
+        and layer.in_features == scales.shape[-1]
     ]
 
 
@@ -57,11 +57,13 @@ def penalize_(
 ) -> None:
     """Add the pull on the weights of columns to their gradient. See Note [Weights of columns].
 
+    Where the scale is 0 the gradient becomes 0: a column that does not vary keeps its weight.
+
     Parameters
     ----------
     weights : Parameter of shape (n_features,), or (n_networks, n_features)
         With its gradient of a mean loss.
-    scales : Tensor of shape (n_features,)
+    scales : Tensor of shape (n_features,), or (n_networks, n_features)
         Standard deviations of the columns over the root of the number of rows.
     logits : Tensor of shape (n_samples, n_outputs), or (n_networks, n_samples, n_outputs)
         With their gradient.
@@ -76,4 +78,4 @@ def penalize_(
         size = (squares.sum(-1, keepdim=True) * squares.shape[-1]).sqrt()
     else:
         size = ((squares / sample_weight).sum(-1, keepdim=True) * sample_weight.sum()).sqrt()
-    weights.grad.add_(_KAPPA * size * scales)
+    weights.grad.add_(_KAPPA * size * scales).mul_(scales > 0)

@@ -137,15 +137,18 @@ class Together(Alone):
 
 
 class _Gathered(torch.autograd.Function):
-    """The rows of all processes, of which this one knows how it came by its own."""
+    """The logits of all processes' rows, of which this one knows how it came by its own.
+
+    Their shape is (n_samples, n_outputs), or (n_networks, n_samples, n_outputs).
+    """
 
     @staticmethod
     def forward(
         ctx: Any, own: Tensor, start: int, stop: int, n_rows: int, group: distributed.ProcessGroup
     ) -> Tensor:
-        ctx.place, ctx.n_own = (start, stop), len(own)
-        joint = own.new_zeros(n_rows, *own.shape[1:])
-        joint[start:stop] = own[: stop - start]
+        ctx.place, ctx.shape = (start, stop), own.shape
+        joint = own.new_zeros(*own.shape[:-2], n_rows, own.shape[-1])
+        joint[..., start:stop, :] = own[..., : stop - start, :]
         # The others have zeros here, so that the sum is exact.
         distributed.all_reduce(joint, group=group)
         return joint
@@ -153,8 +156,8 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (start, stop) = gradients, ctx.place
-        own = gradient.new_zeros(ctx.n_own, *gradient.shape[1:])
-        own[: stop - start] = gradient[start:stop]
+        own = gradient.new_zeros(ctx.shape)
+        own[..., : stop - start, :] = gradient[..., start:stop, :]
         return own, None, None, None, None
 
 

@@ -154,7 +154,7 @@ CASES = {
         digits(200),
         8,
     ),
-    "chosen columns in one batch": ({"hidden_layer_sizes": (8,), "max_epochs": 12}, table(), 11),
+    "chosen columns in one batch": ({"hidden_layer_sizes": (8,), "max_epochs": 12}, table(), 6),
     "convolutions": ({"max_epochs": 3, "conv_channels": (4, 8), "batch_size": 50}, images(150), 5),
     "large matrices": (
         {"hidden_layer_sizes": (520, 512), "max_epochs": 3, "batch_size": 20, "dtype": "float32"},
