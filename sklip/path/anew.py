@@ -10,7 +10,7 @@ and 0.077 of rows are certified, in separate fits 0.046 and 0.052, and 0.048 and
 threads; at the first five nothing differs.
 
 Where a network is wide nothing is saved so, and a path of warm starts is walked instead
-(:mod:`sklip.path.walk`), unless the rows of a fold are one batch. Then a fit is some 60 steps at a
+(:mod:`sklip.path.walk`), unless the rows of a fold are one batch. Then a fit is 48 steps at a
 large rate, and where they end depends on where they start. Along a path, in a third of the time, the
 winner of 8 taus was that of separate fits in 4 of 10 cases on wine (5 splits, 2 seeds), 8 on iris, 7 on
 breast_cancer, and in none on 300 rows of 50 columns with 4 that matter, where it was right on 0.55 of
