@@ -75,8 +75,8 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
         Widths of the dense hidden layers, even; "auto" is (128, 64) for tables of up to 1024 rows and
         (256, 64) for larger ones, and (256, 256) behind convolutions.
     max_epochs : int or "auto", default="auto"
-        Passes over the training data; "auto" is 10, or more where 10 make less than 240 steps of a table
-        (48 if all rows are one batch) or 400 of images (150); 1000 with "adam".
+        Passes over the training data; "auto" is 10, or more where 10 make less than 240 steps of a
+        table (48 if all rows are one batch) or 400 of images (150); 1000 with "adam".
     batch_size : int or "auto", default="auto"
         Rows in a training step; "auto" is all rows of a table of up to 1024, else 256. Data with no
         more rows than that are one batch.
@@ -86,8 +86,8 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     learning_rate : float or "auto", default="auto"
         Learning rate; its peak for the "one_cycle" schedule. For "muon" it is the angle, in
         radians, by which an orthogonal layer turns for each step, whatever its width; a large one turns
-        once in four steps, or in an epoch of fewer. "auto" is 0.05 there for tables (0.1 if all rows are
-        one batch), 0.03 for images (0.06), and 2e-3 for "adam".
+        once in four steps, or in an epoch of fewer. "auto" is 0.05 there for tables (0.1 if all rows
+        are one batch), 0.03 for images (0.06), and 2e-3 for "adam".
     learning_rate_schedule : {"one_cycle", "constant"}, default="one_cycle"
         Whether the rate rises and falls over the epochs or stays. ``partial_fit`` keeps it constant.
     augmentation : callable or list of callables, default=None

@@ -59,7 +59,7 @@ def trained_unwatched(
         criterion=criteria[0] if together is None else SumOfLosses(criteria),
         watched=False,
     )
-    if n_unweighted:
+    if n_unweighted and net.column_scales is not None:
         # Columns without a scale keep their weights.
         has_weights = torch.arange(len(criteria), device=course.device) >= n_unweighted
         net.column_scales = net.column_scales * has_weights.unsqueeze(-1)
@@ -71,7 +71,6 @@ def column_choices(
     estimators: Sequence[PlanningEstimator], course: Course, samples: Samples
 ) -> list[bool]:
     """Return for each estimator whether weights of columns pay: see sklip.estimators.column_choice."""
-
     hurried = replace(
         course, plan=replace(course.plan, column_weights=True), pace=course.pace.hurried()
     )

@@ -68,7 +68,7 @@ def times(left: Tensor, right: Tensor) -> Tensor:
 def plus_product(
     base: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0
 ) -> Tensor:
-    """Return ``beta * base + alpha * left @ right`` in one operation, for matrices or batches of them."""
+    """Return ``beta * base + alpha * left @ right``, for matrices or batches of them."""
     add = torch.addmm if left.ndim == 2 else torch.baddbmm
     return add(base, left, right, beta=beta, alpha=alpha)
 
