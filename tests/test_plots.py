@@ -733,7 +733,7 @@ def test_images_without_counterexamples_say_so(few_digits):
 
 def test_a_row_shows_how_far_each_column_may_move():
     X, scale = load_iris(as_frame=True).data, np.array([1.0, 2.0, 0.5, 1.0])
-    row = X.iloc[[70]]
+    row = X.iloc[[110]]
     display = CertificateDisplay.from_estimator(
         of_flowers(), row, scale=scale, fixed_columns=["petal width (cm)"]
     )

@@ -248,7 +248,7 @@ def test_parameters_of_callbacks_are_read_set_and_searched(data):
     assert [name for name, _ in copied.fit(*data).net_.callbacks_] == ["rate", "Rates_1"]
     search = GridSearchCV(clf, {"callbacks__rate__gamma": [0.01, 0.5]}, cv=2).fit(*data)
     assert search.best_estimator_.history_[2]["event_lr"] == pytest.approx(
-        0.03 * search.best_params_["callbacks__rate__gamma"]
+        0.05 * search.best_params_["callbacks__rate__gamma"]
     )
     with pytest.raises(ValueError, match="Invalid parameter 'callbacks__other' for estimator"):
         clf.set_params(callbacks__other__gamma=1.0)
