@@ -271,6 +271,17 @@ def test_free_parameters_move_as_by_adamw(weight_decay):
     torch.testing.assert_close(ours[0].weight, constrained, rtol=0, atol=0)
 
 
-def test_a_negative_decay_is_refused():
+def test_a_negative_decay_and_a_share_of_nothing_are_refused():
     with pytest.raises(ValueError, match="weight_decay must be at least 0"):
         StiefelMuon(nn.Linear(2, 2), weight_decay=-1.0)
+    with pytest.raises(ValueError, match="free_share must be positive and finite, got 0"):
+        StiefelMuon(nn.Linear(2, 2), free_share=0)
+
+
+def test_free_parameters_move_at_their_share_of_the_rate():
+    layer = SpectralLinear(3, 2)
+    optimizer = StiefelMuon(layer, lr=0.2, free_share=0.25)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    # Adam's first step is the rate, against the sign of the gradient.
+    torch.testing.assert_close(layer.bias.detach(), torch.full((2,), -0.05), rtol=1e-5, atol=0)

@@ -110,6 +110,22 @@ def test_each_is_trained_as_it_would_be_alone(rows, solver, column_weights, weig
     assert not any(torch.allclose(alone[0](rows), each(rows), atol=0.01) for each in alone[1:])
 
 
+@pytest.mark.parametrize("solver", ["muon", "adam"])
+def test_one_whose_columns_have_no_scale_is_trained_as_one_without_weights(rows, solver):
+    samples = Samples(rows, (rows[:, 0] > 0).long(), None, torch.float64)
+    scales = torch.stack([torch.zeros(N_COLUMNS), torch.ones(N_COLUMNS) / N_ROWS**0.5]).double()
+    plain, weighted = networks(n=1)[0], networks(column_weights=True, n=1)[0]
+    assert torch.equal(plain[1].raw, weighted[1].raw)
+    criteria = [TauCrossEntropyLoss(5.0), TauCrossEntropyLoss(5.0)]
+    module = SideBySide([weighted, weighted])
+    unweighted, other = trained(module, SumOfLosses(criteria), samples, scales, solver).apart()
+    alone = trained(plain, criteria[0], samples, scales[1], solver)
+    assert torch.equal(unweighted[1].column_weights, torch.ones(N_COLUMNS, dtype=torch.float64))
+    assert other[1].column_weights.min() < 0.9
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(unweighted.state_dict()[name], value, rtol=0, atol=1e-7)
+
+
 def test_the_optimiser_keeps_each_of_them_orthogonal(rows):
     samples = Samples(rows, (rows[:, 0] > 0).long(), None, torch.float64)
     criteria = [TauCrossEntropyLoss(tau) for tau in (1.0, 5.0, 20.0, 100.0)]
