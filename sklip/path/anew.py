@@ -5,9 +5,9 @@ Note [From random weights]
 Dense networks for a table train side by side (:mod:`sklip.estimators.side_by_side`), up to eight of
 them, which saves the time between operations. So each candidate takes all its steps from the same
 random weights, and its scores are those of a separate fit, up to rounding. Hundreds of steps with
-several batches enlarge rounding where tau is large: on the digits at the last two of eight values 0.066
-and 0.077 of rows are certified, in separate fits 0.046 and 0.052, and 0.048 and 0.070 if those have two
-threads; at the first five nothing differs.
+several batches enlarge rounding where tau is large: on the digits at the last two of eight values 0.103
+and 0.094 of rows are certified, in separate fits 0.081 and 0.086, and 0.064 and 0.104 if those have two
+threads; at the first six nothing differs.
 
 Where a network is wide nothing is saved so, and a path of warm starts is walked instead
 (:mod:`sklip.path.walk`), unless the rows of a fold are one batch. Then a fit is 48 steps at a
