@@ -1,5 +1,6 @@
 """The empirical constant lies below the proven one, and meets it where the network is an isometry."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,14 @@ def test_the_bound_of_an_orthogonal_network_is_tight():
     estimate = lipschitz_estimate(plain, torch.randn(5, 32, dtype=torch.float64))
     # Square orthogonal matrices, permutations and a head with orthonormal rows, stored in float32.
     assert lipschitz_bound(plain) * (1 - 1e-6) <= estimate
+
+
+def test_the_estimate_is_the_largest_norm_of_the_jacobians():
+    first, second = torch.nn.Linear(5, 7).double(), torch.nn.Linear(7, 3).double()
+    X = torch.randn(30, 5, dtype=torch.float64)
+    W, V = first.weight.detach().numpy(), second.weight.detach().numpy()
+    active = X.numpy() @ W.T + first.bias.detach().numpy() > 0
+    norms = [np.linalg.norm(V @ (each[:, None] * W), ord=2) for each in active]
+    assert min(norms) < 0.9 * max(norms)
+    network = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+    assert lipschitz_estimate(network, X) == pytest.approx(max(norms), rel=1e-12)

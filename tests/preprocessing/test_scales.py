@@ -204,6 +204,7 @@ def test_numbers_that_are_no_units_are_refused_by_the_name_of_their_column(
         ({"a": 1.0, "b": 1.0}, r"every column that can change, but lacks \['c', 'd', 'e'\]"),
         ({**dict.fromkeys("abcde", 1.0), "town": 1.0}, "columns seen at fit.*got 'town'"),
         ({**dict.fromkeys("abcde", 1.0), 7: 1.0}, r"positions below 6, or names of \['a', .*got 7"),
+        ({**dict.fromkeys("abcde", 1.0), 6: 1.0}, "positions below 6.*got 6"),
         ({**dict.fromkeys("abcde", 1.0), -1: 1.0}, "positions below 6.*got -1"),
         ({**dict.fromkeys("abcde", 1.0), True: 1.0}, "got True"),
         ({**dict.fromkeys("abcde", 1.0), 0: 1.0}, "once for each column, got 0 twice"),
