@@ -580,6 +580,8 @@ def test_lengths_of_an_array_go_by_position_and_leave_mixed_columns_out(table):
     assert list(lengths) == [1]
     assert lengths[1] == pytest.approx(3 * np.sqrt(2))
     assert categorical_edit_lengths(StandardScaler().fit(codes)) == {}
+    alone = LipschitzClassifier(max_epochs=1, random_state=0).fit(codes, codes[:, 0] > 0)
+    assert categorical_edit_lengths(alone) == {}
 
 
 # -- what can't be certified ---------------------------------------------------------------------
