@@ -59,7 +59,8 @@ def trained_unwatched(
         criterion=criteria[0] if together is None else SumOfLosses(criteria),
         watched=False,
     )
-    if n_unweighted and net.column_scales is not None:
+    if n_unweighted:
+        assert net.column_scales is not None, "as the data is a table"
         # Columns without a scale keep their weights.
         has_weights = torch.arange(len(criteria), device=course.device) >= n_unweighted
         net.column_scales = net.column_scales * has_weights.unsqueeze(-1)

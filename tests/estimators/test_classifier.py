@@ -723,6 +723,9 @@ def test_default_learning_rates_suit_every_width_and_batch_size(digits, solver, 
         random_state=0,
     ).fit(X, y)
     losses_by_epoch = [row["train_loss"] for row in clf.history_]
-    # At a constant rate the last epochs may go up and down by a little; a rate too large would diverge.
-    assert losses_by_epoch[-1] <= 1.05 * min(losses_by_epoch)
+    if (solver, width, batch_size) == ("muon", 2048, 4096):
+        # The last of 30 steps at the constant peak rate may go up and down a little.
+        assert losses_by_epoch[-1] <= 1.05 * min(losses_by_epoch)
+    else:
+        assert losses_by_epoch[-1] == min(losses_by_epoch)
     assert losses_by_epoch[-1] < losses_by_epoch[0]
