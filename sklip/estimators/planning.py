@@ -27,6 +27,7 @@ from sklip.inputs import check_input_shape
 from sklip.layers import Center, to_torch
 from sklip.training.callbacks import StopEarly, check_callbacks
 from sklip.training.data import Moments, TrainingData
+from sklip.training.mixed_precision import mixed_precision_pays
 from sklip.training.net import LipschitzNet
 from sklip.training.seeding import seeded
 
@@ -227,6 +228,7 @@ class PlanningEstimator(BaseEstimator):  # type: ignore[misc]
             lr=pace.learning_rate,
             batch_size=pace.batch_size,
             column_scales=_column_scales(moments, device),
+            mixed_precision=self.dtype == "auto" and mixed_precision_pays(module, device),
             train_split=None,
             classes=None if classes is None else np.arange(len(classes)),
             predict_nonlinearity=self._nonlinearity(),

