@@ -46,14 +46,10 @@ class RandomShift:
         n_rows, _, height, width = images.shape
         padded = functional.pad(images, (self.pixels,) * 4)
         draws = torch.randint(2 * self.pixels + 1, (2, n_rows, 1), generator=generator)
-        starts = draws.to(images.device)
-        rows = starts[0] + torch.arange(height, device=images.device)
-        columns = starts[1] + torch.arange(width, device=images.device)
-        every = torch.arange(n_rows, device=images.device)[:, None, None]
-        # Indexed axes come first, the channels last.
-        return padded.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None, :]].permute(
-            0, 3, 1, 2
-        )
+        tops, lefts = draws.to(images.device).squeeze(-1)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        # Whole windows are several times as fast to gather as single pixels.
+        return windows[torch.arange(n_rows, device=images.device), :, tops, lefts]
 
 
 @dataclass(frozen=True)
