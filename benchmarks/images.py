@@ -3,6 +3,7 @@
 Default networks on random images of 3 channels in uint8, each size in a process of its own. Steps are
 of 256 images, in turns with those of an unconstrained twin, which has the same shapes and strides, free
 weights and ReLU for GroupSort; "network" is forward and backward, "turns" all that the optimiser does.
+Products are in bfloat16 where a fit would have them so, of the twin as well.
 Medians of processor seconds on as many threads as torch has, which are seconds on one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/images.py
@@ -27,6 +28,7 @@ from sklip.losses import TauCrossEntropyLoss
 from sklip.networks import lipschitz_cnn
 from sklip.training import StiefelMuon
 from sklip.training.epochs import keep_freed_memory
+from sklip.training.mixed_precision import mixed_precision_pays
 
 BATCH = 256
 
@@ -56,9 +58,13 @@ def steps_of(side: int, repeats: int) -> dict[str, float]:
     twin = twin_of(network)
     muon, adam = StiefelMuon(network), torch.optim.Adam(twin.parameters(), lr=2e-3, fused=True)
 
-    def gradients(module: nn.Module) -> None:
+    mixed = mixed_precision_pays(network, "cpu")
+
+    def gradients(module: nn.Module, mixed: bool = mixed) -> None:
         module.zero_grad(set_to_none=True)
-        criterion(module(X), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = module(X)
+        criterion(logits.float(), y).backward()
 
     def turns() -> None:
         # A step takes up the gradients that there are; the next finds the same ones.
@@ -70,9 +76,14 @@ def steps_of(side: int, repeats: int) -> dict[str, float]:
             gradients(twin)
             adam.step()
 
-    parts = {"network": lambda: gradients(network), "turns": turns, "twin": twin_steps}
+    parts = {
+        "network": lambda: gradients(network),
+        "in float32": lambda: gradients(network, mixed=False),
+        "turns": turns,
+        "twin": twin_steps,
+    }
     found = milliseconds(parts, repeats)
-    return {"network": found["network"], "turns": found["turns"] / 4, "twin": found["twin"] / 4}
+    return {name: found[name] / (4 if name in ("turns", "twin") else 1) for name in parts}
 
 
 def print_row(side: int, n_rows: int, repeats: int) -> None:
@@ -97,7 +108,7 @@ def print_row(side: int, n_rows: int, repeats: int) -> None:
         found = milliseconds(calls, max(1, repeats // 4))
     both = step["network"] + step["turns"]
     numbers = [
-        *(f"{value:.0f}" for value in (both, step["network"], step["turns"], step["twin"])),
+        *(f"{value:.0f}" for value in (both, *step.values())),
         f"{both / step['twin']:.2f}",
         f"{X.nbytes / 1e6:.0f}",
         *(f"{peak / 1e6:.0f}" for peak in (peak_of_fit, peak_of_radii)),
@@ -116,7 +127,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=8)
     arguments = parser.parse_args()
     columns = [
-        *("images", "weights", "step, ms", "network", "turns", "twin", "step / twin"),
+        *("images", "weights", "step, ms", "network", "in float32", "turns", "twin", "step / twin"),
         *("X, MB", "fit beyond X, MB", "radii beyond X, MB", "a thousand rows, ms: own forward"),
         *("predict", "certificates_", "proof, s"),
     ]

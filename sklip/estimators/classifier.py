@@ -120,7 +120,7 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     dtype : {"auto", "float32", "float64"}, default="auto"
         Precision of training and prediction; "auto" is float64 for tables of at most 2**20 values and
         float32 for images and anything larger. On CPUs with units for it, "auto" trains the "cnn"
-        architecture with products in bfloat16, in about half the time (see the notes).
+        architecture with products in bfloat16, in two thirds of the time (see the notes).
     callbacks : list of skorch callbacks, default=None
         Instances or (name, instance) pairs. Copies of them are handed to skorch; ``set_params`` and
         grids reach them as ``callbacks__name`` and ``callbacks__name__parameter``. Those that score
@@ -187,9 +187,9 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     The optimiser's moments are not stored by pickle or copy: ``partial_fit`` on a loaded model
     starts them anew.
 
-    Products in bfloat16 (``dtype="auto"``, Intel's AMX, torch 2.11 or later) round gradients only:
-    weights, proof and predictions are in float32. A fit on such a CPU differs from one elsewhere;
-    ``dtype="float32"`` trains in float32 on all.
+    Products in bfloat16 (``dtype="auto"``, Intel's AMX, where ``torch.cpu.get_capabilities`` tells of it)
+    round gradients only: weights, proof and predictions are in float32. A fit on such a CPU differs from
+    one elsewhere; ``dtype="float32"`` trains in float32 on all.
 
     Files in `checkpoint_dir` stay until you delete the folder; reading them runs no code. One that is
     damaged, or was written by another version of sklip or torch, is an error, never a model.
