@@ -1,10 +1,10 @@
 """What the constraint, skorch and scikit-learn cost: steps, fits, predictions, side by side.
 
 All that is compared runs in one process, in turns (A B, B A), after a warm-up; printed are medians and
-ratios of medians of one run. All multiply in float32, a fit as well. Steps are timed four at a time, in which the default solver turns once; on
-a GPU as one CUDA graph, but for deel-torchlip, which reads values back from the device. The
-unconstrained twin of a network has the same shapes and strides, free weights, ReLU for GroupSort and
-max pooling for L2 pooling.
+ratios of medians of one run. All multiply in float32, fits as well. Steps are timed four at a time, in
+which the default solver turns once; on a GPU as one CUDA graph, but for deel-torchlip, which reads
+values back from the device. The unconstrained twin of a network has the same shapes and strides, free
+weights, ReLU for GroupSort and max pooling for L2 pooling.
 
     python benchmarks/speed.py --json results.json            # everything, on the CPU
     python benchmarks/speed.py --device cuda --parts step fit  # on a GPU

@@ -187,9 +187,9 @@ class LipschitzClassifier(ClassifierMixin, PredictingEstimator):  # type: ignore
     The optimiser's moments are not stored by pickle or copy: ``partial_fit`` on a loaded model
     starts them anew.
 
-    Products in bfloat16 (``dtype="auto"``, Intel's AMX, where ``torch.cpu.get_capabilities`` tells of it)
-    round gradients only: weights, proof and predictions are in float32. A fit on such a CPU differs from
-    one elsewhere; ``dtype="float32"`` trains in float32 on all.
+    Products in bfloat16 (``dtype="auto"``, Intel's AMX, where ``torch.cpu.get_capabilities`` tells)
+    round gradients only: weights, proof and predictions are in float32. A fit on such a CPU differs
+    from one elsewhere; ``dtype="float32"`` trains in float32 on all.
 
     Files in `checkpoint_dir` stay until you delete the folder; reading them runs no code. One that is
     damaged, or was written by another version of sklip or torch, is an error, never a model.
