@@ -70,7 +70,7 @@ def composed(kernel: Tensor, bases: Tensor, axes: Sequence[int]) -> Tensor:
     """
     if not axes:
         return kernel
-    # Under autocast products would have fewer digits than what they are added to, for no gain in time.
+    # Under autocast a kernel would be less orthogonal, for no gain in time.
     device = kernel.device.type
     in_full: AbstractContextManager[Any] = nullcontext()
     if torch.amp.is_autocast_available(device):

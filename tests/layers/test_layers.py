@@ -183,7 +183,10 @@ def test_gradients_of_the_composed_kernel_are_finite_differences(kernel_size, st
 
 def test_a_convolution_trains_under_autocast():
     layer = OrthogonalConv2d(4, 8, 3)
+    kernel = layer.weight
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        # Composed of orthogonal matrices, it would be less orthogonal in fewer digits.
+        assert torch.equal(layer.weight, kernel)
         loss = layer(torch.randn(2, 4, 5, 5)).float().square().mean()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.orthogonal_parameters())
