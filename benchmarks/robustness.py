@@ -2,14 +2,15 @@
 
     python benchmarks/robustness.py --runs runs  # MNIST and tables; goes on where it was stopped
     python benchmarks/robustness.py --data cifar10 --images FILE --jobs 1 --threads 2
+    python benchmarks/robustness.py --data cifar10 --images FILE --only "40 epochs" --seeds 0 1
 
-Every fit runs on one thread and leaves one JSON file in the folder of runs; a run whose file is there
-is not repeated. On MNIST, settings of the rows that leave one open are chosen on the last 10,000 of the
-60,000 training images, after training on the others; the test images are looked at once, by the final
-runs. CIFAR-10's test images are not looked at: the last 5,000 training images are held out for all.
-Certificates are those of ``certificates_``: proven, rounding charged. Intervals are of the mean, at
-95 %, by Student's distribution: a difference within them is none. Seconds are of a fit, beside other
-such runs where there are several jobs.
+Every fit runs on one thread, of CIFAR-10 on `--threads`, and leaves one JSON file in the folder of
+runs; a run whose file is there is not repeated. On MNIST, settings of the rows that leave one open are
+chosen on the last 10,000 of the 60,000 training images, after training on the others; the test images
+are looked at once, by the final runs. CIFAR-10's test images are not looked at: the last 5,000 training
+images are held out for all. Certificates are those of ``certificates_``: proven, rounding charged.
+Intervals are of the mean, at 95 %, by Student's distribution: a difference within them is none. Seconds
+are of a fit, beside other such runs where there are several jobs.
 """
 
 from __future__ import annotations

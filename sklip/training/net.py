@@ -334,8 +334,7 @@ class LipschitzNet(ResumableNet):
         if not self.mixed_precision:
             return self.infer(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            logits = self.infer(x)
-        return logits.to(next(self.module_.parameters()).dtype)
+            return self.infer(x).float()
 
     def train_step(self, batch: Batch, **fit_params: Any) -> dict[str, Tensor]:
         """Gradients and a step of the optimiser."""
