@@ -565,8 +565,10 @@ def test_the_axis_shows_zero(values, scale):
     ],
 )
 def test_ticks_have_as_many_digits_as_tell_candidates_apart(values, shown):
-    display = TradeoffDisplay.from_cv_results(cv_results(param_tau=values), "tau")
+    display = TradeoffDisplay.from_cv_results(cv_results(param_tau=values), "tau", chosen=1)
     assert [text.get_text() for text in display.ax_.get_xticklabels()] == shown
+    word = shown[sorted(values).index(values[1])]
+    assert legend_of(display)[-1] == f"chosen: tau = {word}"
 
 
 @pytest.mark.parametrize(
@@ -683,6 +685,21 @@ def test_the_front_is_joined_in_order_and_named():
     assert display.points_.get_xydata().tolist() == [[0.79, 0.5]]
     assert legend_of(display) == ["mine: Pareto front", "beaten by another"]
     assert [text.get_text() for text in display.ax_.texts] == ["tau = 1", "tau = 100"]
+
+
+def test_candidates_of_the_plane_have_as_many_digits_as_tell_them_apart():
+    params = [
+        {"tau": 2.355320, "alpha": 0.5, "warm_start": True},
+        {"tau": 2.355320, "alpha": 1, "warm_start": False},
+        {"tau": 2.361987, "alpha": 0.5, "solver": "adam", "warm_start": True},
+    ]
+    results = {"mean_test_accuracy": [0.8, 0.9, 0.95], "mean_test_certified": [0.7, 0.5, 0.1]}
+    display = ParetoDisplay.from_cv_results({**results, "params": params})
+    assert display.candidate_names == [
+        "tau = 2.355, alpha = 0.5, warm_start = True",
+        "tau = 2.355, alpha = 1, warm_start = False",
+        "tau = 2.362, alpha = 0.5, warm_start = True, solver = adam",
+    ]
 
 
 # -- rows with what is proven of them -----------------------------------------------------------

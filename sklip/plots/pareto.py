@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sklip.plots.axes import axes_for
 from sklip.plots.candidates import on_the_front, scores_of, searched, varied_parameters
-from sklip.plots.words import score_words
+from sklip.plots.words import score_words, value_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,18 +164,19 @@ class ParetoDisplay:
         """
         means, _ = scores_of(cv_results, (accuracy, robustness))
         varied = varied_parameters(cv_results)
-        words = [
-            ", ".join(
-                f"{key.rpartition('__')[2]} = {_short(each[key])}" for key in varied if key in each
-            )
-            for each in cv_results.get("params", [])
-        ]
+        settings = cv_results.get("params", [])
+        parts: list[list[str]] = [[] for _ in settings]
+        for key in varied:
+            places = [i for i, each in enumerate(settings) if key in each]
+            words = value_words([settings[i][key] for i in places])
+            for i, word in zip(places, words, strict=True):
+                parts[i].append(f"{key.rpartition('__')[2]} = {word}")
         display = cls(
             accuracy=means[0],
             robustness=means[1],
             accuracy_name=score_words(accuracy, scoring),
             robustness_name=score_words(robustness, scoring),
-            candidate_names=words or None,
+            candidate_names=[", ".join(each) for each in parts] or None,
             chosen=chosen,
             name=name,
         )
@@ -239,7 +240,3 @@ class ParetoDisplay:
         self.ax_.set(xlabel=f"{self.accuracy_name} (mean over folds)", ylabel=self.robustness_name)
         self.ax_.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
         return self
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -250,7 +250,8 @@ class TradeoffDisplay:
         self.chosen_ = None
         if self.chosen is not None:
             value = float(self.param_values[self.chosen])
-            label = f"chosen: {self.param_name} = {value:g}"
+            word = told_apart(self.param_values.tolist())[self.chosen]
+            label = f"chosen: {self.param_name} = {word}"
             self.chosen_ = self.ax_.axvline(value, color="0.4", linestyle=":", zorder=1, label=label)
         self.ax_.legend()
         return self

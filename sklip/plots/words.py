@@ -8,7 +8,15 @@ from typing import Any
 
 from sklip.scoring import average_certified_radius_scorer, certified_accuracy_scorer
 
-__all__ = ["inner_ends", "rounded_down", "rounded_up", "score_words", "told_apart", "unit_words"]
+__all__ = [
+    "inner_ends",
+    "rounded_down",
+    "rounded_up",
+    "score_words",
+    "told_apart",
+    "unit_words",
+    "value_words",
+]
 
 
 def unit_words(scale: Any) -> str:
@@ -52,8 +60,17 @@ def told_apart(values: Sequence[float]) -> list[str]:
     for digits in range(3, 7):
         # By way of a number, as 1000 is better than 1e+03.
         words = [f"{float(f'{value:.{digits}g}'):g}" for value in values]
-        if len(set(words)) == len(words):
+        if len(set(words)) == len(set(values)):
             break
+    return words
+
+
+def value_words(values: Sequence[Any]) -> list[str]:
+    """Return what values of a parameter are called, numbers with as few digits as tell them apart."""
+    words = [str(value) for value in values]
+    numbers = [i for i, value in enumerate(values) if _is_number(value)]
+    for i, word in zip(numbers, told_apart([values[i] for i in numbers]), strict=True):
+        words[i] = word
     return words
 
 
@@ -74,3 +91,7 @@ def _rounded(length: float, whole: Callable[[float], int]) -> str:
         return f"{length:g}"
     digits = max(2, 1 - math.floor(math.log10(length)))
     return f"{whole(length * 10**digits) / 10**digits:.{digits}f}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
