@@ -91,8 +91,8 @@ def measured(clf: LipschitzClassifier, X: np.ndarray, y: np.ndarray, radii: list
         codes, found = each.predict_with_radii(rows)
         scores = [certified_accuracy_score(y, clf.classes_[codes], found, eps=eps) for eps in radii]
         certified.append(" / ".join(f"{score:.4f}" for score in scores))
-    own, dtype = clf.to_torch(), getattr(torch, network.arithmetic.dtype)
-    inputs = torch.as_tensor(rows, dtype=dtype).reshape(-1, *network.input_shape)
+    own = clf.to_torch()
+    inputs = torch.as_tensor(rows).to(next(own.parameters())).reshape(-1, *network.input_shape)
     timed = {
         "own": lambda: [own(part) for part in inputs.split(128)],
         "predict": lambda: clf.predict(X),
